@@ -1,0 +1,1 @@
+"""Updates: slots, download, verification, proof, activation, probation."""

@@ -1,0 +1,1 @@
+"""The Skerry control plane."""
