@@ -169,7 +169,9 @@ def check_edges(message: HistogramEdges) -> HistogramEdges:
         if not np.isfinite(array).all() or not (np.diff(array) > 0).all():
             raise WireError(field, expected="finite, strictly increasing edges", got=edges[:8])
     for feature in message.features:
-        decode_counts(feature.reference, cells=len(feature.edges) + 1, field=f"edges.features[{feature.name}].reference")
+        decode_counts(
+            feature.reference, cells=len(feature.edges) + 1, field=f"edges.features[{feature.name}].reference"
+        )
     decode_counts(message.reference_predictions, cells=len(message.classes), field="edges.reference_predictions")
     return message
 

@@ -38,9 +38,7 @@ def describe_file(path: Path, name: str, *, chunk_bytes: int = CHUNK_BYTES) -> F
             whole.update(block)
             chunks.append(hashlib.sha256(block).digest())
             size += len(block)
-    entry = FileEntry(
-        path=name, size=size, sha256=whole.digest(), chunk_bytes=chunk_bytes, chunk_sha256=chunks
-    )
+    entry = FileEntry(path=name, size=size, sha256=whole.digest(), chunk_bytes=chunk_bytes, chunk_sha256=chunks)
     check_file_entry(entry, field=name)
     return entry
 
@@ -98,7 +96,9 @@ def check_manifest(manifest: ReleaseManifest) -> ReleaseManifest:
         raise WireError("manifest.variants", expected="at least one", got=0)
     for variant in manifest.variants:
         if variant.path not in paths:
-            raise WireError(f"manifest.variants[{variant.name}].path", expected="a file of the bundle", got=variant.path)
+            raise WireError(
+                f"manifest.variants[{variant.name}].path", expected="a file of the bundle", got=variant.path
+            )
     if bundle_digest(manifest.files) != manifest.bundle_sha256:
         raise WireError(
             "manifest.bundle_sha256", expected=bundle_digest(manifest.files).hex(), got=manifest.bundle_sha256.hex()

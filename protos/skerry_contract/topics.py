@@ -42,6 +42,8 @@ class DeviceTopic(enum.StrEnum):
     REFUSE = "refuse"
 
 
+_KINDS: dict[str, DeviceTopic] = {kind.value: kind for kind in DeviceTopic}
+
 #: Topics that a device publishes.
 FROM_DEVICE = frozenset({DeviceTopic.REPORTED, DeviceTopic.PRESENCE, DeviceTopic.UP, DeviceTopic.NEED})
 #: Topics that are published with the retain flag.
@@ -99,7 +101,7 @@ def parse_topic(topic: str) -> ParsedTopic:
         case ["skerry", "v1", "d", device, "bulk", digest]:
             check_name(device, field="topic.device_id")
             return ParsedTopic(device, None, check_sha256_hex(digest, field="topic.sha256"))
-        case ["skerry", "v1", "d", device, kind] if kind in DeviceTopic:
-            return ParsedTopic(check_name(device, field="topic.device_id"), DeviceTopic(kind), None)
+        case ["skerry", "v1", "d", device, kind] if kind in _KINDS:
+            return ParsedTopic(check_name(device, field="topic.device_id"), _KINDS[kind], None)
         case _:
             raise WireError("topic", expected=f"a topic below {ROOT}", got=topic)

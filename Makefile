@@ -1,0 +1,61 @@
+# Everything a person types. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NAME ?=
+JSON ?=
+DEMO ?= --task digits
+
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: help install demo test check unit soak bench proto deb clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Make the virtual environment and install system packages that are missing
+
+$(STAMP): pyproject.toml constraints.txt scripts/install-system-packages.sh
+	scripts/install-system-packages.sh mosquitto
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: install ## Run the whole loop on this machine: control plane, devices, federated rounds, drift, recovery
+	$(BIN)/skerry-sim demo $(DEMO)
+
+test: check unit ## Everything that must hold: style, types, import directions, every test
+
+check: install ## Style, types, import directions, freshness of generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_proto.py --check
+
+unit: install ## Every test but the soak runs
+	scripts/install-system-packages.sh mosquitto chromium debootstrap
+	$(BIN)/pytest -m "not soak" --durations=15
+
+soak: install ## The long runs
+	scripts/install-system-packages.sh mosquitto
+	$(BIN)/pytest -m soak
+
+bench: install ## Benchmarks beside peers and limits: make bench [NAME=inference] [JSON=out.json]
+	$(BIN)/python benchmarks/run.py $(NAME) $(if $(JSON),--json $(JSON))
+
+proto: install ## Generate the protobuf code anew
+	$(BIN)/python scripts/generate_proto.py
+
+deb: install ## Build the agent as a Debian package into dist/
+	firmware_images/build-deb.sh
+
+clean: ## Remove what was built, keep the environment
+	rm -rf build dist demo-out .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,39 @@
+"""What every test may use: a place for data, deadlines instead of sleeps, a quiet environment for child processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with the public data sets (``har.npz``); the test is skipped where it is not there."""
+    folder = os.environ.get("SKERRY_DATA_DIR", "")
+    if not folder or not (Path(folder) / "har.npz").exists():
+        pytest.skip("SKERRY_DATA_DIR does not hold har.npz")
+    return Path(folder)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Poll a condition until it holds; fail with what was waited for after a deadline."""
+
+    def wait(condition: Callable[[], object], *, what: str, seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what}: not within {seconds:g} s")
+            time.sleep(0.02)
+
+    return wait
