@@ -37,6 +37,17 @@ class AgentConfig(BaseModel):
     outbox_messages: int = Field(default=50_000, ge=1, description="Messages kept while there is no network.")
     outbox_bytes: int = Field(default=64 << 20, ge=1 << 16)
     disk_reserve_bytes: int = Field(default=64 << 20, ge=0, description="Free space that an update leaves alone.")
+    reconnect_seconds: float = Field(default=300.0, gt=0, description="Longest wait between two connection attempts.")
+    presence_delay_seconds: int = Field(
+        default=30, ge=0, description="How long the broker waits before it says that a vanished device is offline."
+    )
+    training_temperature_c: float = Field(default=85.0, description="Above it the device stays out of campaigns.")
+    training_battery_percent: float = Field(
+        default=30.0, ge=0, le=100, description="Below it, and not charging, the device stays out of campaigns."
+    )
+    training_p99_ms: float = Field(
+        default=200.0, gt=0, description="With slower answers (99th percentile) the device stays out of campaigns."
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.errors import ArtifactError
-from skerry_agent.files import write_atomically
+from skerry_agent.files import DISK, Disk
 from skerry_contract.errors import ContractError
 from skerry_contract.manifest import parse_manifest
 from skerry_contract.signing import RELEASE, EnvelopeVerifier
@@ -102,10 +102,20 @@ def read_pointer(layout: AgentLayout) -> Pointer | None:
         raise ArtifactError("", f"the slot pointer {layout.pointer} is broken: {error}") from error
 
 
-def write_pointer(layout: AgentLayout, pointer: Pointer) -> None:
-    """Replace the pointer durably."""
-    layout.slots.mkdir(parents=True, exist_ok=True)
-    write_atomically(layout.pointer, json.dumps(pointer.__dict__, sort_keys=True).encode())
+def write_pointer(layout: AgentLayout, pointer: Pointer, disk: Disk = DISK) -> None:
+    """Replace the pointer durably.
+
+    Raises:
+        OSError: It could not be written; the old one stands.
+    """
+    disk.make_folder(layout.slots)
+    disk.write_atomically(layout.pointer, json.dumps(pointer.__dict__, sort_keys=True).encode())
+
+
+def remove_pointer(layout: AgentLayout, disk: Disk = DISK) -> None:
+    """Go back to a device without a release: its first one did not hold."""
+    disk.unlink(layout.pointer)
+    disk.sync_folder(layout.slots)
 
 
 def read_slot(layout: AgentLayout, slot: SlotName, verifier: EnvelopeVerifier) -> SlotContent:

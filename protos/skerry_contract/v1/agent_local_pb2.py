@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$skerry_contract/v1/agent_local.proto\x12\tskerry.v1\"3\n\x0f\x41\x63tivateRequest\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x12\n\nrelease_id\x18\x02 \x01(\t\"\x16\n\x14ServingStatusRequest\"\xbc\x02\n\rServingStatus\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x18\n\x10release_requests\x18\x06 \x01(\x04\x12\x16\n\x0erelease_errors\x18\x07 \x01(\x04\x12\x16\n\x0elatency_p50_us\x18\x08 \x01(\x04\x12\x16\n\x0elatency_p99_us\x18\t \x01(\x04\x12\x10\n\x08labelled\x18\n \x01(\x04\x12\x18\n\x10labelled_correct\x18\x0b \x01(\x04\x12\x11\n\trss_bytes\x18\x0c \x01(\x04\x12\x11\n\thttp_port\x18\r \x01(\r\x12\x11\n\tgrpc_port\x18\x0e \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x0f \x01(\t2\x95\x01\n\x0cServingAdmin\x12@\n\x08\x41\x63tivate\x12\x1a.skerry.v1.ActivateRequest\x1a\x18.skerry.v1.ServingStatus\x12\x43\n\x06Status\x12\x1f.skerry.v1.ServingStatusRequest\x1a\x18.skerry.v1.ServingStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$skerry_contract/v1/agent_local.proto\x12\tskerry.v1\"3\n\x0f\x41\x63tivateRequest\x12\x0c\n\x04slot\x18\x01 \x01(\t\x12\x12\n\nrelease_id\x18\x02 \x01(\t\"\x16\n\x14ServingStatusRequest\"\xcc\x02\n\rServingStatus\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x18\n\x10release_requests\x18\x06 \x01(\x04\x12\x16\n\x0erelease_errors\x18\x07 \x01(\x04\x12\x16\n\x0elatency_p50_us\x18\x08 \x01(\x04\x12\x16\n\x0elatency_p99_us\x18\t \x01(\x04\x12\x10\n\x08labelled\x18\n \x01(\x04\x12\x18\n\x10labelled_correct\x18\x0b \x01(\x04\x12\x11\n\trss_bytes\x18\x0c \x01(\x04\x12\x11\n\thttp_port\x18\r \x01(\r\x12\x11\n\tgrpc_port\x18\x0e \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x0f \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x10 \x01(\t2\x95\x01\n\x0cServingAdmin\x12@\n\x08\x41\x63tivate\x12\x1a.skerry.v1.ActivateRequest\x1a\x18.skerry.v1.ServingStatus\x12\x43\n\x06Status\x12\x1f.skerry.v1.ServingStatusRequest\x1a\x18.skerry.v1.ServingStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVINGSTATUSREQUEST']._serialized_start=104
   _globals['_SERVINGSTATUSREQUEST']._serialized_end=126
   _globals['_SERVINGSTATUS']._serialized_start=129
-  _globals['_SERVINGSTATUS']._serialized_end=445
-  _globals['_SERVINGADMIN']._serialized_start=448
-  _globals['_SERVINGADMIN']._serialized_end=597
+  _globals['_SERVINGSTATUS']._serialized_end=461
+  _globals['_SERVINGADMIN']._serialized_start=464
+  _globals['_SERVINGADMIN']._serialized_end=613
 # @@protoc_insertion_point(module_scope)

@@ -17,7 +17,7 @@ class ServingStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServingStatus(_message.Message):
-    __slots__ = ("release_id", "slot", "variant", "requests", "errors", "release_requests", "release_errors", "latency_p50_us", "latency_p99_us", "labelled", "labelled_correct", "rss_bytes", "http_port", "grpc_port", "backend")
+    __slots__ = ("release_id", "slot", "variant", "requests", "errors", "release_requests", "release_errors", "latency_p50_us", "latency_p99_us", "labelled", "labelled_correct", "rss_bytes", "http_port", "grpc_port", "backend", "detail")
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class ServingStatus(_message.Message):
     HTTP_PORT_FIELD_NUMBER: _ClassVar[int]
     GRPC_PORT_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     release_id: str
     slot: str
     variant: str
@@ -48,4 +49,5 @@ class ServingStatus(_message.Message):
     http_port: int
     grpc_port: int
     backend: str
-    def __init__(self, release_id: _Optional[str] = ..., slot: _Optional[str] = ..., variant: _Optional[str] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., release_requests: _Optional[int] = ..., release_errors: _Optional[int] = ..., latency_p50_us: _Optional[int] = ..., latency_p99_us: _Optional[int] = ..., labelled: _Optional[int] = ..., labelled_correct: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., http_port: _Optional[int] = ..., grpc_port: _Optional[int] = ..., backend: _Optional[str] = ...) -> None: ...
+    detail: str
+    def __init__(self, release_id: _Optional[str] = ..., slot: _Optional[str] = ..., variant: _Optional[str] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., release_requests: _Optional[int] = ..., release_errors: _Optional[int] = ..., latency_p50_us: _Optional[int] = ..., latency_p99_us: _Optional[int] = ..., labelled: _Optional[int] = ..., labelled_correct: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., http_port: _Optional[int] = ..., grpc_port: _Optional[int] = ..., backend: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...

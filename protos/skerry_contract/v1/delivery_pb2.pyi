@@ -5,18 +5,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ChunkRequest(_message.Message):
-    __slots__ = ("device_id", "file_sha256", "missing_bitmap", "chunk_count", "window")
+    __slots__ = ("device_id", "file_sha256", "missing_bitmap", "chunk_count", "window", "chunk_bytes")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     FILE_SHA256_FIELD_NUMBER: _ClassVar[int]
     MISSING_BITMAP_FIELD_NUMBER: _ClassVar[int]
     CHUNK_COUNT_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     file_sha256: bytes
     missing_bitmap: bytes
     chunk_count: int
     window: int
-    def __init__(self, device_id: _Optional[str] = ..., file_sha256: _Optional[bytes] = ..., missing_bitmap: _Optional[bytes] = ..., chunk_count: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+    chunk_bytes: int
+    def __init__(self, device_id: _Optional[str] = ..., file_sha256: _Optional[bytes] = ..., missing_bitmap: _Optional[bytes] = ..., chunk_count: _Optional[int] = ..., window: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("file_sha256", "index", "data", "sha256")

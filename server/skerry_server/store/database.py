@@ -21,6 +21,8 @@ from sqlalchemy.pool import StaticPool
 
 #: How long a writer waits for another one (milliseconds).
 BUSY_TIMEOUT_MS = 30_000
+#: Execution option of the connections that only read.
+_READ_ONLY = "skerry_read_only"
 
 
 class Database:
@@ -37,11 +39,18 @@ class Database:
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_immediate)
+        self._readers = sessionmaker(self.engine.execution_options(**{_READ_ONLY: True}), expire_on_commit=False)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session that commits at the end of the block and rolls back on any exception."""
         with self._sessions() as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session that only reads: one snapshot, no waiting for writers; whatever it changed is rolled back."""
+        with self._readers() as session:
             yield session
 
     def close(self) -> None:
@@ -63,4 +72,4 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(_READ_ONLY) else "BEGIN IMMEDIATE")

@@ -35,6 +35,8 @@ class Device(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     enrolled_ms: Mapped[int]
     revoked: Mapped[bool] = mapped_column(default=False)
+    # Salted hash of the MQTT password in mosquitto's format; the broker's password file is made from these.
+    broker_password_hash: Mapped[str] = mapped_column(default="")
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
     device_class: Mapped[str] = mapped_column(default="")
     agent_version: Mapped[str] = mapped_column(default="")
@@ -299,7 +301,7 @@ class Uplink(Base):
     device_id: Mapped[str] = mapped_column(primary_key=True)
     outbox_id: Mapped[str] = mapped_column(primary_key=True)
     sequence: Mapped[int] = mapped_column(primary_key=True)
-    # "drift", "health", "label", "update", "campaign".
+    # "drift", "health", "label", "update", "campaign"; "rejected" for one that can never be used.
     kind: Mapped[str]
     created_ms: Mapped[int]
     received_ms: Mapped[int]

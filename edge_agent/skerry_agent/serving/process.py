@@ -1,0 +1,176 @@
+"""The serving process: puts the parts together, opens the doors, runs until it is told to stop, drains.
+
+Order at start: lock, engine, doors, then ``serving.json``: whoever reads that file finds open doors. A release that is
+refused, a broken store or a full disk never keep the doors shut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from skerry_agent.config import AgentConfig, AgentLayout, load_config
+from skerry_agent.engine.engine import Engine, open_outbox
+from skerry_agent.errors import DeviceError
+from skerry_agent.files import write_atomically
+from skerry_agent.serving.admin import AdminDoor, ServingAdmin
+from skerry_agent.serving.core import ServingCore
+from skerry_agent.serving.grpc_door import GrpcDoor
+from skerry_agent.serving.http_door import HttpDoor, create_app
+from skerry_agent.serving.labels import LabelDesk
+from skerry_agent.serving.metrics import ServingCollector, create_renderer
+from skerry_agent.serving.recent import RecentRequests
+from skerry_agent.training.labelled_store import LabelledStore
+from skerry_contract.v1.agent_local_pb2 import ServingStatus
+
+_log = logging.getLogger(__name__)
+
+#: Time between two looks at what labels wait to be reported (s).
+LABEL_REPORT_SECONDS = 2.0
+#: A thread that computes gives up the interpreter after so long (s): the other door waits less.
+SWITCH_SECONDS = 0.001
+
+
+def run(layout: AgentLayout, stop: threading.Event) -> None:
+    """Serve until ``stop`` is set.
+
+    Raises:
+        DeviceError: Not enrolled, a busy port, or another serving process on the same data directory.
+    """
+    config = load_config(layout)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_only_one(layout.run / "serving.lock"))
+        layout.serving_file.unlink(missing_ok=True)
+        engine = stack.enter_context(Engine.open(layout.root, config=config))
+        labels = stack.enter_context(contextlib.closing(_label_desk(layout, config)))
+        doors = _Doors(engine, labels, layout, config)
+        stack.callback(doors.stop)
+        doors.start()
+        document = {"http_port": doors.http.port, "grpc_port": doors.grpc.port, "pid": os.getpid()}
+        write_atomically(layout.serving_file, json.dumps(document).encode())
+        stack.callback(layout.serving_file.unlink, missing_ok=True)
+        _log.info("doors open: HTTP port %d, gRPC port %d", doors.http.port, doors.grpc.port)
+        gc.collect()
+        gc.freeze()
+        while not stop.wait(LABEL_REPORT_SECONDS):
+            labels.labels.report()
+        _log.info("stopping: requests under way are finished")
+
+
+class _LabelDeskWithRecent:
+    """The label desk and the ring that it looks requests up in, closed together."""
+
+    def __init__(self, labels: LabelDesk, recent: RecentRequests) -> None:
+        self.labels = labels
+        self.recent = recent
+
+    def close(self) -> None:
+        """Report what is pending and close the store."""
+        self.labels.close()
+
+
+def _label_desk(layout: AgentLayout, config: AgentConfig) -> _LabelDeskWithRecent:
+    recent = RecentRequests(config.recent_requests)
+    desk = LabelDesk(
+        recent,
+        open_store=lambda: LabelledStore(layout.labelled, config.labelled_capacity),
+        open_sink=lambda: open_outbox(layout, config),
+    )
+    return _LabelDeskWithRecent(desk, recent)
+
+
+class _Doors:
+    """The three doors of one engine, opened and closed together."""
+
+    def __init__(self, engine: Engine, labels: _LabelDeskWithRecent, layout: AgentLayout, config: AgentConfig) -> None:
+        self._engine = engine
+        self._labels = labels.labels
+        version = metadata.version("skerry")
+        core = ServingCore(engine, recent=labels.recent, labels=labels.labels)
+        render = create_renderer(ServingCollector(engine.status, labels.labels, resident_bytes))
+        app = create_app(core, version=version, metrics=render, status=self._document)
+        with contextlib.ExitStack() as undo:
+            self.http = HttpDoor(app, host=config.host, port=config.http_port)
+            undo.callback(self.http.stop)
+            self.grpc = GrpcDoor(core, version=version, host=config.host, port=config.grpc_port)
+            undo.callback(self.grpc.stop)
+            self._admin = AdminDoor(ServingAdmin(engine, self._status), layout.serving_socket)
+            undo.pop_all()
+
+    def start(self) -> None:
+        """Open all three."""
+        self.http.start()
+        self.grpc.start()
+        self._admin.start()
+
+    def stop(self) -> None:
+        """Drain all three."""
+        self.http.stop()
+        self.grpc.stop()
+        self._admin.stop()
+
+    def _status(self) -> ServingStatus:
+        status = self._engine.status()
+        counters = status.counters
+        return ServingStatus(
+            release_id=status.release_id,
+            slot=status.slot,
+            variant=status.variant,
+            backend=status.backend,
+            detail=status.detail,
+            requests=counters.requests,
+            errors=counters.errors,
+            release_requests=counters.release_requests,
+            release_errors=counters.release_errors,
+            latency_p50_us=round(counters.latency_p50_us),
+            latency_p99_us=round(counters.latency_p99_us),
+            labelled=self._labels.labelled,
+            labelled_correct=self._labels.correct,
+            rss_bytes=resident_bytes(),
+            http_port=self.http.port,
+            grpc_port=self.grpc.port,
+        )
+
+    def _document(self) -> dict[str, Any]:
+        """``/v1/status``: the status message as JSON, with the reasons of refused requests."""
+        status = self._status()
+        document = {field.name: getattr(status, field.name) for field in status.DESCRIPTOR.fields}
+        spec = self._engine.spec
+        return {
+            **document,
+            "task": "" if spec is None else spec.task,
+            "refused": self._engine.status().counters.refused,
+            "boot_id": self._engine.boot_id,
+        }
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Hold the lock of a data directory; the kernel lets it go when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DeviceError(f"another serving process holds {path}", remedy="stop it first") from error
+        yield
+    finally:
+        os.close(descriptor)

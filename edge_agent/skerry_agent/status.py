@@ -1,0 +1,102 @@
+"""What an agent is doing, read from its data directory without talking to its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from skerry_agent.config import AgentLayout, load_config
+from skerry_agent.errors import ArtifactError
+from skerry_agent.supervisor import state_file
+from skerry_agent.update.journal import journal_path
+from skerry_agent.update.slots import read_pointer
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """State of one agent.
+
+    Attributes:
+        device_id: Its name.
+        running: Whether the supervisor lives.
+        processes: Process ids by name; only those that live.
+        release_id: Release that the slot pointer names; empty if there is none.
+        slot: Its slot; empty if there is none.
+        committed: Whether it is past its probation.
+        update_state: State of the update machine.
+        update_detail: Why.
+        http_port: Of the Open Inference Protocol; 0 while the doors are shut.
+        grpc_port: Likewise.
+        flower_node_id: Decimal; "0" while there is none.
+    """
+
+    device_id: str
+    running: bool
+    processes: dict[str, int]
+    release_id: str
+    slot: str
+    committed: bool
+    update_state: str
+    update_detail: str
+    http_port: int
+    grpc_port: int
+    flower_node_id: str
+
+    def document(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        document = json.loads(path.read_bytes())
+        if isinstance(document, dict):
+            return document
+    return {}
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def read_status(layout: AgentLayout) -> AgentStatus:
+    """Read it.
+
+    Raises:
+        DeviceError: The device is not enrolled.
+    """
+    config = load_config(layout)
+    state, serving = _json(state_file(layout)), _json(layout.serving_file)
+    journal, training = _json(journal_path(layout)), _json(layout.training_file)
+    processes = {str(entry["name"]): int(entry["pid"]) for entry in state.get("processes", []) if _alive(entry["pid"])}
+    pointer, detail = None, str(journal.get("detail", ""))
+    try:
+        pointer = read_pointer(layout)
+    except ArtifactError as error:
+        detail = str(error)
+    doors = _alive(serving.get("pid"))
+    return AgentStatus(
+        device_id=config.device_id,
+        running=_alive(state.get("pid")),
+        processes=processes,
+        release_id="" if pointer is None else pointer.release_id,
+        slot="" if pointer is None else pointer.slot,
+        committed=pointer is not None and pointer.committed,
+        update_state=str(journal.get("state", "idle")),
+        update_detail=detail,
+        http_port=int(serving.get("http_port", 0)) if doors else 0,
+        grpc_port=int(serving.get("grpc_port", 0)) if doors else 0,
+        flower_node_id=str(training.get("flower_node_id", "0")) if _alive(training.get("pid")) else "0",
+    )

@@ -1,0 +1,362 @@
+"""A long-lived Flower node inside this process; the only module of the agent that imports flwr (1.41.0, pinned).
+
+Stock Flower starts a process per message and polls every three seconds. This node keeps one process, polls fast while
+a campaign runs and slower the longer it is idle, and speaks the SuperLink's Fleet API through Flower's own client
+(``flwr.supernode.fleet_http_client``, a private API: ``tests/integration/agent_training`` pins its behaviour).
+
+- The node's key is kept on disk, so the device is the same node after a restart. A node that was killed is still
+  "online" for the SuperLink, which would refuse it for up to two heartbeats: it is deactivated first, by its own key.
+- Transport errors never end anything: a poll is tried again with back-off for ever, a reply until the message expires.
+- HTTP 401 means that the SuperLink does not know the node (its state is gone): the node registers again.
+- HTTP 403 means that the run is over: the reply is dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from skerry_agent.errors import DeviceError
+from skerry_agent.files import write_atomically
+from skerry_agent.training.backoff import Backoff
+from skerry_agent.training.worker import RefusedError
+from skerry_contract.campaign import (
+    EVALUATE,
+    REASON_CHARACTERS,
+    RECORD,
+    REFUSED,
+    TRAIN,
+    EvaluateInstruction,
+    EvaluateReply,
+    TrainInstruction,
+    TrainReply,
+)
+from skerry_contract.errors import WireError
+
+logger = logging.getLogger(__name__)
+
+#: Heartbeat interval told to the SuperLink (its minimum): a node that vanishes is called offline after two of them.
+HEARTBEAT_S = 10.0
+_HEARTBEAT_PERIOD_S = 4.0
+#: Poll delays (seconds): at once after a message, then slower by the factor, up to the bound.
+POLL_FIRST_S, POLL_FACTOR, POLL_LAST_S = 0.05, 1.25, 2.0
+#: A message becomes visible before its objects are; Flower would wait a second before it asks again.
+_PULL_BACKOFF_S, _PULL_BACKOFF_CAP_S = 0.01, 0.2
+#: How long a message whose objects never come is waited for.
+_PULL_LIMIT_S = 60.0
+
+R = TypeVar("R")
+
+
+class Worker(Protocol):
+    """Carries out instructions: :class:`~skerry_agent.training.worker.CampaignWorker`."""
+
+    def train(self, instruction: TrainInstruction) -> TrainReply:
+        """Raises RefusedError."""
+        ...
+
+    def evaluate(self, instruction: EvaluateInstruction) -> EvaluateReply:
+        """Raises RefusedError."""
+        ...
+
+
+class NotRegisteredError(Exception):
+    """The SuperLink does not know this node (any more)."""
+
+
+class RunEndedError(Exception):
+    """The run that a message belongs to is over; nobody waits for the reply."""
+
+
+class LinkError(Exception):
+    """The SuperLink cannot be reached, or answered in a way that trying again may mend."""
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what the Fleet client raises into the three exceptions above."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        if status == httpx.codes.UNAUTHORIZED:
+            raise NotRegisteredError("the SuperLink does not know this node") from error
+        if status == httpx.codes.FORBIDDEN:
+            raise RunEndedError("the run is over") from error
+        raise LinkError(f"HTTP {status}: {error.response.text[:200]}") from error
+    except (httpx.HTTPError, ObjectPullError, ObjectPushError, ValueError) as error:
+        raise LinkError(f"{type(error).__name__}: {error}") from error
+
+
+class NodeIdentity:
+    """The node's key pair and the identifier that the SuperLink gave it, in one file of the owner's."""
+
+    def __init__(self, path: Path) -> None:
+        """Read ``path``, or make a new key there.
+
+        Raises:
+            DeviceError: The file is broken.
+        """
+        self._path = path
+        try:
+            document = json.loads(path.read_bytes())
+            key = load_pem_private_key(base64.b64decode(document["private_key"]), None)
+            self.node_id = int(document["node_id"])
+        except FileNotFoundError:
+            key, _ = generate_key_pairs()
+            self.node_id = 0
+        except (KeyError, TypeError, ValueError) as error:
+            raise DeviceError(
+                f"{path} is broken ({error})", remedy="remove it; the device becomes a new node"
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise DeviceError(f"{path} holds another kind of key", remedy="remove it; the device becomes a new node")
+        self.private_key = key
+        self.public_bytes: bytes = public_key_to_bytes(key.public_key())
+
+    def remember(self, node_id: int) -> None:
+        """Keep ``node_id`` on disk."""
+        if node_id == self.node_id and self._path.exists():
+            return
+        self.node_id = node_id
+        pem = self.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        document = {"node_id": str(node_id), "private_key": base64.b64encode(pem).decode()}
+        write_atomically(self._path, json.dumps(document).encode())
+
+
+class FlowerNode:
+    """Connects a worker to a SuperLink for as long as it is told to; owns its heartbeat thread."""
+
+    def __init__(
+        self,
+        address: str,
+        identity: NodeIdentity,
+        worker: Worker,
+        *,
+        on_link: Callable[[int, str], None] = lambda node_id, detail: None,
+    ) -> None:
+        """Args: ``address`` host:port; ``on_link`` hears the node's identifier (0 while away) and what it waits for."""
+        self._address = address
+        self._identity = identity
+        self._worker = worker
+        self._on_link = on_link
+
+    def run(self, stop: threading.Event, leave: Callable[[], bool] = lambda: False) -> None:
+        """Serve until ``stop`` is set or ``leave()`` is true; reconnects for ever; deactivates the node at the end."""
+        backoff = Backoff(first_s=0.2, last_s=10.0)
+        while not stop.is_set() and not leave():
+            interceptors = [
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(self._identity.private_key, self._identity.private_key.public_key()),
+            ]
+            client = FleetHttpClient.from_server_address(self._address, True, None, interceptors=interceptors)
+            with client:
+                try:
+                    node = self._connect(client)
+                    backoff.reset()
+                    self._serve(client, node, stop, leave)
+                except NotRegisteredError:
+                    logger.warning("the SuperLink at %s lost this node; it registers again", self._address)
+                except (LinkError, RunEndedError) as error:
+                    logger.info("the SuperLink at %s is away: %s", self._address, error)
+                    self._on_link(0, f"SuperLink {self._address} is away: {error}")
+                stop.wait(backoff.next_s())
+
+    def _connect(self, client: Any) -> Any:
+        key = self._identity.public_bytes
+        try:
+            client.RegisterNode(RegisterNodeFleetRequest(public_key=key))
+        except httpx.HTTPStatusError as error:
+            logger.debug("already registered, or refused: %s", error.response.text[:200])
+        except httpx.HTTPError as error:
+            raise LinkError(f"{type(error).__name__}: {error}") from error
+        if self._identity.node_id:
+            self._deactivate(client, self._identity.node_id)
+        with _translated():
+            response = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=HEARTBEAT_S))
+        node_id = int(response.node_id)
+        self._identity.remember(node_id)
+        logger.info("node %d of the SuperLink at %s", node_id, self._address)
+        return Node(node_id=node_id)
+
+    @staticmethod
+    def _deactivate(client: Any, node_id: int) -> None:
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+        except httpx.HTTPError as error:
+            logger.debug("node %d was not active: %s", node_id, error)
+
+    def _serve(self, client: Any, node: Any, stop: threading.Event, leave: Callable[[], bool]) -> None:
+        ended = threading.Event()
+        heart = threading.Thread(target=self._beat, args=(client, node, ended), name="flower-heartbeat", daemon=True)
+        heart.start()
+        try:
+            self._on_link(node.node_id, "")
+            self._poll(client, node, stop, leave)
+        finally:
+            ended.set()
+            heart.join()
+            self._deactivate(client, node.node_id)
+            self._on_link(0, "")
+
+    @staticmethod
+    def _beat(client: Any, node: Any, ended: threading.Event) -> None:
+        """Heartbeats; a failure is left to the poll, which sees the same SuperLink."""
+        while not ended.wait(_HEARTBEAT_PERIOD_S):
+            try:
+                client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_S))
+            except httpx.HTTPError as error:
+                logger.debug("heartbeat failed: %s", error)
+
+    def _poll(self, client: Any, node: Any, stop: threading.Event, leave: Callable[[], bool]) -> None:
+        """Handle messages. Away time is waited out here, so that the node keeps its place."""
+        pace = Backoff(first_s=POLL_FIRST_S, last_s=POLL_LAST_S, factor=POLL_FACTOR)
+        away = Backoff(first_s=0.2, last_s=10.0)
+        while not stop.is_set() and not leave():
+            try:
+                with _translated():
+                    response = client.PullMessages(PullMessagesRequest(node=node))
+            except (LinkError, RunEndedError) as error:
+                delay = away.next_s()
+                logger.info("the SuperLink at %s does not answer (%s); again in %.1f s", self._address, error, delay)
+                self._on_link(node.node_id, f"SuperLink {self._address} does not answer")
+                stop.wait(delay)
+                continue
+            if away.reset():
+                self._on_link(node.node_id, "")
+            if response.messages_list:
+                self._handle(client, node, response.messages_list[0], response.message_object_trees[0], stop)
+                pace.reset()
+            else:
+                stop.wait(pace.next_s())
+
+    def _handle(self, client: Any, node: Any, proto: Any, tree: Any, stop: threading.Event) -> None:
+        received = time.monotonic()
+        header = message_from_proto(proto)
+        expires = received + max(0.0, header.metadata.created_at + header.metadata.ttl - time.time())
+        try:
+            message = self._persist(lambda: self._pull(client, node, header, tree), stop, expires)
+            reply = self._answer(message)
+            self._persist(lambda: self._push(client, node, reply, time.monotonic() - received), stop, expires)
+        except RunEndedError:
+            logger.info("run %d ended before the reply", header.metadata.run_id)
+        except LinkError as error:
+            logger.warning("message %s is given up: %s", header.metadata.message_id[:12], error)
+
+    @staticmethod
+    def _persist(action: Callable[[], R], stop: threading.Event, deadline: float) -> R:
+        """Try ``action`` until it succeeds, the deadline passes or the node must stop."""
+        backoff = Backoff(first_s=0.1, last_s=5.0)
+        while True:
+            try:
+                with _translated():
+                    return action()
+            except LinkError:
+                if time.monotonic() > deadline or stop.wait(backoff.next_s()):
+                    raise
+
+    @staticmethod
+    def _pull(client: Any, node: Any, header: Any, tree: Any) -> Any:
+        run_id = header.metadata.run_id
+        message = pull_and_inflate_object_from_tree(
+            tree,
+            make_pull_object_fn_protobuf(client.PullObject, node, run_id),
+            make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run_id),
+            return_type=Message,
+            max_time=_PULL_LIMIT_S,
+            initial_backoff=_PULL_BACKOFF_S,
+            backoff_cap=_PULL_BACKOFF_CAP_S,
+        )
+        message.metadata.__dict__["_message_id"] = header.metadata.message_id  # inflating leaves it empty
+        return message
+
+    @staticmethod
+    def _push(client: Any, node: Any, reply: Any, seconds: float) -> None:
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects = get_all_nested_objects(reply)
+            response = client.PushMessages(
+                PushMessagesRequest(
+                    node=node,
+                    messages_list=[message_to_proto(remove_content_from_message(reply))],
+                    message_object_trees=[get_object_tree(reply)],
+                    clientapp_runtime_list=[seconds],
+                )
+            )
+            push_objects(
+                objects,
+                push_object_fn=make_push_object_fn_protobuf(
+                    client.PushObject, node, reply.metadata.run_id, response.session_id
+                ),
+                object_ids_to_push=set(response.objects_to_push),
+            )
+
+    def _answer(self, message: Any) -> Any:
+        """The reply to a message; whatever goes wrong becomes an error reply with its reason."""
+        try:
+            fields = dict(message.content.config_records[RECORD])
+            kind = message.metadata.message_type
+            if kind == TRAIN:
+                answer: TrainReply | EvaluateReply = self._worker.train(TrainInstruction.from_fields(fields))
+            elif kind == EVALUATE:
+                answer = self._worker.evaluate(EvaluateInstruction.from_fields(fields))
+            else:
+                raise RefusedError(f"messages of type {kind!r} are not known here")
+        except (RefusedError, WireError, KeyError) as error:
+            reason = f"the message has no record {error}" if isinstance(error, KeyError) else str(error)
+            logger.warning("refused: %s", reason)
+            return Message(Error(REFUSED, reason[:REASON_CHARACTERS]), reply_to=message)
+        except Exception as error:  # the node must outlive a defect of the trainer, and the server must hear of it
+            logger.exception("the worker failed")
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason[:REASON_CHARACTERS]), reply_to=message)
+        return Message(RecordDict({RECORD: ConfigRecord(answer.to_fields())}), reply_to=message)

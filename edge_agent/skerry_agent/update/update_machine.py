@@ -1,0 +1,135 @@
+"""The update machine: which state a device's update is in, and what may happen next. Pure.
+
+::
+
+    idle ─ start ─► downloading ─ downloaded ─► verifying ─ verified ─► staging ─ staged ─► proving ─ proved ─►
+    activating ─ activated ─► probation ─ healthy ─► committed
+
+Nothing that answers requests changes before *activating*: until then a failure costs only time. A failure that the
+artifact is to blame for is counted by its digest: ``retry`` goes back to *downloading*, ``reject`` ends in
+*quarantined* after :data:`FAILURES_BEFORE_QUARANTINE` of them. ``roll_back`` ends in *rolled_back*: the release that
+answered before answers. *downloading* has no ``retry`` and no ``reject``: a chunk that is wrong is dropped and asked
+for again, so only its deadline ends it. *activating* and *probation* have no ``supersede`` and no ``retry``: a switch
+that has begun is finished or undone before a newer instruction is looked at.
+"""
+
+from __future__ import annotations
+
+import enum
+
+#: Failures of one bundle digest after which a device never tries it again.
+FAILURES_BEFORE_QUARANTINE = 3
+
+
+class State(enum.StrEnum):
+    """Where an update is; the names are those of UpdateStatus on the wire, in lower case."""
+
+    IDLE = "idle"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    STAGING = "staging"
+    PROVING = "proving"
+    ACTIVATING = "activating"
+    PROBATION = "probation"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    QUARANTINED = "quarantined"
+
+
+class Event(enum.StrEnum):
+    """What can happen to an update."""
+
+    #: A newer desired state names a release that does not answer here yet.
+    START = "start"
+    #: It names the release that answers already.
+    CONFIRM = "confirm"
+    #: It names a digest that failed too often.
+    FORBID = "forbid"
+    #: It names something else than what is being worked on.
+    SUPERSEDE = "supersede"
+    DOWNLOADED = "downloaded"
+    VERIFIED = "verified"
+    STAGED = "staged"
+    PROVED = "proved"
+    ACTIVATED = "activated"
+    HEALTHY = "healthy"
+    RETRY = "retry"
+    REJECT = "reject"
+    ROLL_BACK = "roll_back"
+
+
+class IllegalEventError(Exception):
+    """An event that its state does not know; nothing has changed.
+
+    Attributes:
+        state: The state.
+        event: The event.
+    """
+
+    def __init__(self, state: State, event: Event) -> None:
+        self.state = state
+        self.event = event
+        super().__init__(f"{event.value} cannot happen in {state.value}")
+
+
+_SETTLED: dict[Event, State] = {
+    Event.START: State.DOWNLOADING,
+    Event.CONFIRM: State.COMMITTED,
+    Event.FORBID: State.QUARANTINED,
+}
+_BEFORE_SWITCH: dict[Event, State] = {
+    Event.SUPERSEDE: State.IDLE,
+    Event.RETRY: State.DOWNLOADING,
+    Event.REJECT: State.QUARANTINED,
+    Event.ROLL_BACK: State.ROLLED_BACK,
+}
+_AFTER_SWITCH: dict[Event, State] = {Event.REJECT: State.QUARANTINED, Event.ROLL_BACK: State.ROLLED_BACK}
+
+#: {state: {event: next state}}
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.IDLE: _SETTLED,
+    State.DOWNLOADING: {
+        Event.DOWNLOADED: State.VERIFYING,
+        Event.SUPERSEDE: State.IDLE,
+        Event.ROLL_BACK: State.ROLLED_BACK,
+    },
+    State.VERIFYING: {Event.VERIFIED: State.STAGING, **_BEFORE_SWITCH},
+    State.STAGING: {Event.STAGED: State.PROVING, **_BEFORE_SWITCH},
+    State.PROVING: {Event.PROVED: State.ACTIVATING, **_BEFORE_SWITCH},
+    State.ACTIVATING: {Event.ACTIVATED: State.PROBATION, **_AFTER_SWITCH},
+    State.PROBATION: {Event.HEALTHY: State.COMMITTED, **_AFTER_SWITCH},
+    State.COMMITTED: _SETTLED,
+    State.ROLLED_BACK: _SETTLED,
+    State.QUARANTINED: _SETTLED,
+}
+
+#: States in which nothing is going on.
+SETTLED = frozenset({State.IDLE, State.COMMITTED, State.ROLLED_BACK, State.QUARANTINED})
+#: States in which the slot pointer may name a release that is not committed.
+SWITCHED = frozenset({State.ACTIVATING, State.PROBATION})
+
+#: How long each state may last, seconds of running time of the control process; probation has its own length on top.
+DEADLINES_S: dict[State, float] = {
+    State.DOWNLOADING: 7 * 86_400.0,
+    State.VERIFYING: 1_800.0,
+    State.STAGING: 86_400.0,
+    State.PROVING: 600.0,
+    State.ACTIVATING: 180.0,
+    State.PROBATION: 180.0,
+}
+
+#: How often a restarted control process may find each state before it gives up: breaks loops of a release that
+#: takes the process down with it. Downloading is left out: it only ever makes progress.
+RESUMES: dict[State, int] = dict.fromkeys(set(State) - SETTLED - {State.DOWNLOADING}, 10)
+
+
+def advance(state: State, event: Event) -> State:
+    """The state after ``event``.
+
+    Raises:
+        IllegalEventError: ``state`` has no such row.
+    """
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise IllegalEventError(state, event) from None

@@ -1,0 +1,216 @@
+"""What a campaign says to a device and what the device answers, as flat fields of one record.
+
+Flower carries every object of a message in HTTP requests of its own, some ten milliseconds each, so a message holds ONE
+record of scalars and one byte string: the parameters in the wire form of :mod:`skerry_contract.tensors`. Both sides
+use the codec below; everything that arrives is bounded before it is used.
+
+>>> reply = EvaluateReply(device_id="a", examples=4, accuracy=0.75, loss=0.5)
+>>> EvaluateReply.from_fields(reply.to_fields()) == reply
+True
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from skerry_contract.errors import WireError
+from skerry_contract.identifiers import check_name, check_sha256_hex
+from skerry_contract.limits import PARAMETER_BYTES
+
+#: Name of the only record of a message.
+RECORD = "skerry"
+#: Flower message types.
+TRAIN = "train"
+EVALUATE = "evaluate"
+#: Code of a Flower error reply that says: this device will not, for the reason given; asking again does not help.
+REFUSED = 100
+#: Longest reason of an error reply (characters).
+REASON_CHARACTERS = 500
+
+Scalar = int | float | str | bytes
+
+_COUNT = 1 << 40
+_MODELS = ("base", "result")
+_UNIT = (0.0, 1.0)
+
+
+def _number(name: str, value: Scalar, kind: type[int] | type[float], lowest: float, highest: float) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
+        raise WireError(name, expected="an integer" if kind is int else "a number", got=value)
+    if not math.isfinite(value) or not lowest <= value <= highest:
+        raise WireError(name, expected=f"{lowest:g} to {highest:g}", got=value)
+    return kind(value)
+
+
+class _Fields:
+    """Shared codec of the dataclasses below; each lists its bounds."""
+
+    #: Field name to (lowest, highest) of its numbers.
+    BOUNDS: Mapping[str, tuple[float, float]] = {}
+
+    def to_fields(self) -> dict[str, Scalar]:
+        """The message as a flat mapping."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> Self:
+        """Read and check a message.
+
+        Raises:
+            WireError: A field is missing, of another type or out of bounds. Unknown fields are ignored.
+        """
+        checked: dict[str, Scalar] = {}
+        for field in fields(cls):  # type: ignore[arg-type]  # subclasses are dataclasses
+            if field.name not in values:
+                if field.default is not dataclasses.MISSING:
+                    continue
+                raise WireError(field.name, expected="a value", got="nothing")
+            value = values[field.name]
+            if field.name in cls.BOUNDS:
+                kind = int if field.type == "int" else float
+                checked[field.name] = _number(field.name, value, kind, *cls.BOUNDS[field.name])
+            elif field.type == "bytes":
+                if not isinstance(value, bytes) or len(value) > PARAMETER_BYTES:
+                    raise WireError(field.name, expected=f"at most {PARAMETER_BYTES} bytes", got=type(value).__name__)
+                checked[field.name] = value
+            elif not isinstance(value, str):
+                raise WireError(field.name, expected="text", got=type(value).__name__)
+            else:
+                checked[field.name] = value
+        for name in ("campaign_id", "task", "device_id"):
+            if name in checked:
+                check_name(str(checked[name]), field=name)
+        if "train_step_sha256" in checked:
+            check_sha256_hex(str(checked["train_step_sha256"]), field="train_step_sha256")
+        if "model" in checked and checked["model"] not in _MODELS:
+            raise WireError("model", expected=f"one of {', '.join(_MODELS)}", got=checked["model"])
+        return cls(**checked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainInstruction(_Fields):
+    """Train this model on your own samples.
+
+    Attributes:
+        campaign_id: Campaign that asks.
+        round: From 1.
+        task: Task of the campaign.
+        train_step_sha256: Digest (hexadecimal) of the train_step.onnx that must be used.
+        local_epochs: Passes over the device's training samples.
+        batch_size: Samples per step; the last step of an epoch takes what is left.
+        learning_rate: Of SGD with momentum.
+        proximal_mu: Weight of the FedProx term (arXiv 1812.06127); 0 is FedAvg.
+        minimum_samples: A device with fewer labelled samples must refuse.
+        deadline_ms: How long the round waits, counted from the moment the message is received.
+        seed: Of the order of the samples.
+        parameters: Wire form of the model to start from.
+    """
+
+    BOUNDS = {
+        "round": (1, 1_000_000),
+        "local_epochs": (1, 1_000),
+        "batch_size": (1, 65_536),
+        "learning_rate": (1e-9, 1e3),
+        "proximal_mu": (0.0, 1e6),
+        "minimum_samples": (0, _COUNT),
+        "deadline_ms": (1, 86_400_000),
+        "seed": (0, (1 << 63) - 1),
+    }
+
+    campaign_id: str
+    round: int
+    task: str
+    train_step_sha256: str
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    proximal_mu: float
+    minimum_samples: int
+    deadline_ms: int
+    seed: int
+    parameters: bytes = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply(_Fields):
+    """An update.
+
+    Attributes:
+        device_id: Who trained.
+        examples: Samples trained on: the weight of the update.
+        steps: Gradient steps taken.
+        seconds: Time spent.
+        loss: Mean training loss over the last epoch.
+        validation_examples: Samples of the device's validation split; 0 if it has none.
+        validation_accuracy: Of the model as received, before training, on that split.
+        validation_loss: Likewise.
+        parameters: Wire form of the trained model.
+    """
+
+    BOUNDS = {
+        "examples": (1, _COUNT),
+        "steps": (1, _COUNT),
+        "seconds": (0.0, 1e9),
+        "loss": (-1e30, 1e30),
+        "validation_examples": (0, _COUNT),
+        "validation_accuracy": _UNIT,
+        "validation_loss": (-1e30, 1e30),
+    }
+
+    device_id: str
+    examples: int
+    steps: int
+    seconds: float
+    loss: float
+    validation_examples: int
+    validation_accuracy: float
+    validation_loss: float
+    parameters: bytes = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateInstruction(_Fields):
+    """Measure this model on your validation split.
+
+    Attributes:
+        campaign_id: Campaign that asks.
+        round: Round that made the model; 0 is the base release.
+        task: Task of the campaign.
+        train_step_sha256: Names the network, as for training.
+        model: "base" or "result".
+        deadline_ms: How long the answer is waited for.
+        parameters: Wire form of the model.
+    """
+
+    BOUNDS = {"round": (0, 1_000_000), "deadline_ms": (1, 86_400_000)}
+
+    campaign_id: str
+    round: int
+    task: str
+    train_step_sha256: str
+    model: str
+    deadline_ms: int
+    parameters: bytes = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply(_Fields):
+    """How good the model is on the device.
+
+    Attributes:
+        device_id: Who measured.
+        examples: Samples of the validation split.
+        accuracy: Fraction that was right.
+        loss: Mean cross entropy.
+    """
+
+    BOUNDS = {"examples": (1, _COUNT), "accuracy": _UNIT, "loss": (-1e30, 1e30)}
+
+    device_id: str
+    examples: int
+    accuracy: float
+    loss: float

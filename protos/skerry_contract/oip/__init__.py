@@ -1,0 +1,1 @@
+"""The Open Inference Protocol v2 as generated code; see open_inference.proto."""

@@ -1,0 +1,477 @@
+"""What the API answers: one pydantic model per resource. Moments are milliseconds since 1970 UTC (``*_ms``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Item = TypeVar("Item")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+#: Name to number; a number that is not finite is null.
+Numbers = Annotated[dict[str, float | None], BeforeValidator(_finite)]
+#: A document as it lies in the store.
+Document = Annotated[dict[str, Any], BeforeValidator(_finite)]
+#: A number, or null where there is none or it is not finite.
+Number = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class PageOf(BaseModel, Generic[Item]):
+    """One page of a list."""
+
+    items: list[Item] = Field(description="Rows of this page, in the order of the list.")
+    next_page_token: str = Field(description="Send it as page_token for the next page; empty at the end.")
+
+
+class Failure(BaseModel):
+    """What is wrong with a call."""
+
+    kind: str = Field(
+        description="malformed, unauthenticated, forbidden, not-found, method-not-allowed, conflict, too-large, "
+        "invalid, unavailable or internal."
+    )
+    message: str = Field(description="One sentence for a person.")
+    field: str = Field(description="Which field of the request, or what was looked for; may be empty.")
+    expected: str = Field(description="What would have been right; may be empty.")
+    got: str = Field(description="What came, shortened; may be empty.")
+
+
+class Problem(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: Failure
+
+
+class EnrollmentDocument(_Document):
+    """What a device needs to connect."""
+
+    device_id: str
+    broker_host: str = Field(description="MQTT broker.")
+    broker_port: int
+    broker_password: str = Field(description="MQTT password of this device; shown once.")
+    superlink_address: str = Field(description="host:port of the Flower SuperLink's fleet door.")
+    release_keys: list[str] = Field(description="Raw Ed25519 public keys that sign releases, hexadecimal.")
+
+
+class EnrollmentTokenDocument(BaseModel):
+    """A new enrolment token."""
+
+    token: str = Field(description="The secret; shown once. One device can enrol with it.")
+    expires_ms: int
+    labels: dict[str, str] = Field(description="Labels that the device gets.")
+
+
+class ApiTokenDocument(_Document):
+    """An operator's token, without its secret."""
+
+    name: str
+    role: str = Field(description="viewer, operator, approver or admin.")
+    created_ms: int
+    revoked: bool
+
+
+class NewApiTokenDocument(BaseModel):
+    """A new API token."""
+
+    name: str
+    role: str
+    token: str = Field(description="The secret; shown once.")
+
+
+class AccuracyDocument(_Document):
+    """How often a device was right where the truth is known, about the release that it runs now."""
+
+    labelled: int = Field(description="Answered requests with a label.")
+    correct: int = Field(description="Those that were answered rightly.")
+    value: float | None = Field(description="correct / labelled, 0 to 1; null without a label.")
+
+
+class DesiredDocument(BaseModel):
+    """What the control plane wants of a device."""
+
+    release: str = Field(description="Release that it should run; empty means: keep what it has.")
+    rollout: str = Field(description="Rollout that asks for it.")
+    sequence: int = Field(description="Counts up with every change.")
+    published: bool = Field(description="Whether the broker has acknowledged the newest change.")
+
+
+class DeviceDocument(BaseModel):
+    """A device: what it is, what it reported last, what is wanted of it."""
+
+    id: str
+    device_class: str = Field(description="x86_64, aarch64, jetson, ...")
+    agent_version: str
+    labels: dict[str, str]
+    enrolled_ms: int
+    revoked: bool
+    online: bool
+    last_seen_ms: int = Field(description="0 when it was never seen.")
+    active_release: str = Field(description="Release that it serves; empty before the first one.")
+    active_variant: str = Field(description="fp32, int8-qdq or int8-x86.")
+    target_release: str = Field(description="Release that its running update installs.")
+    update_status: str = Field(
+        description="idle, downloading, verifying, staging, proving, activating, probation, committed, rolled_back "
+        "or quarantined."
+    )
+    update_detail: str = Field(description="What the update waits for, or its error.")
+    chunks_done: int
+    chunks_total: int
+    reported_rollout: str
+    labelled_samples: int = Field(description="Labelled examples that the device holds for training.")
+    flower_node_id: str = Field(description="Its Flower node, a decimal number; empty while there is none.")
+    ineligible_reason: str = Field(description="Why it would stay out of a campaign now; empty means eligible.")
+    health: Document = Field(description="Last health report: requests, errors, latency_p50_us, latency_p99_us, ...")
+    accuracy: AccuracyDocument | None = Field(description="Null while no label is known for the running release.")
+    desired: DesiredDocument
+
+
+class CohortDocument(BaseModel):
+    """A named set of devices."""
+
+    id: str
+    name: str
+    selector: dict[str, str] = Field(description="A device belongs when its labels contain every pair.")
+    device_count: int
+    created_ms: int
+
+
+class TaskDocument(BaseModel):
+    """Something that can be learned."""
+
+    name: str
+    champion: str = Field(description="Release that is champion now; empty without one.")
+    releases: int = Field(description="How many releases it has.")
+
+
+class JobDocument(_Document):
+    """Work in a process of its own."""
+
+    id: str
+    kind: str = Field(description="train, candidate, campaign or drift-report.")
+    state: str = Field(description="queued, running, done or failed.")
+    attempts: int
+    maximum_attempts: int
+    payload: Document
+    progress: Document
+    result: Document
+    error: str = Field(description="Why it failed; empty otherwise.")
+    created_ms: int
+    started_ms: int
+    finished_ms: int
+
+
+class GateDocument(BaseModel):
+    """One condition that a candidate must meet."""
+
+    name: str
+    passed: bool
+    value: Number = None
+    limit: Number = None
+    detail: str = ""
+
+
+class CandidateDocument(BaseModel):
+    """Parameters that may become a release."""
+
+    id: str
+    task: str
+    origin: str = Field(description="central or federated.")
+    state: str = Field(description="built (gates still to be judged), passed, rejected or released.")
+    parent_release: str
+    campaign_id: str
+    incident_id: str
+    bundle_sha256: str
+    metrics: Numbers
+    gates: list[GateDocument]
+    mlflow_run_id: str
+    mlflow_model_version: str
+    created_ms: int
+
+
+class ReleaseDocument(BaseModel):
+    """A signed bundle."""
+
+    id: str
+    task: str
+    sequence: int = Field(description="Counts up per task.")
+    state: str = Field(description="available or withdrawn.")
+    origin: str
+    candidate_id: str
+    parent_release: str
+    bundle_sha256: str
+    metrics: Numbers
+    champion: bool = Field(description="Whether it is the champion of its task now.")
+    created_ms: int
+
+
+class VariantDocument(BaseModel):
+    """One executable form of the model."""
+
+    name: str
+    path: str
+    device_classes: list[str] = Field(description="Empty means every class.")
+    golden_tolerance: float = Field(description="Largest absolute difference that counts as equal.")
+
+
+class FileDocument(BaseModel):
+    """One file of a bundle."""
+
+    path: str
+    size: int = Field(description="Bytes.")
+    sha256: str
+    chunks: int
+
+
+class ManifestDocument(BaseModel):
+    """What is signed when a release is signed off, and by which keys."""
+
+    release_id: str
+    task: str
+    sequence: int
+    bundle_sha256: str
+    parent_release: str
+    created_ms: int
+    expires_ms: int
+    files: list[FileDocument]
+    variants: list[VariantDocument]
+    signed_by: list[str] = Field(description="Key ids: first 16 hexadecimal digits of SHA-256 of the public key.")
+    envelope_base64: str = Field(description="The serialized SignedEnvelope, as devices get it.")
+
+
+class RolloutDeviceDocument(_Document):
+    """One device of a rollout."""
+
+    device_id: str
+    stage: str = Field(description="canary or fleet.")
+    state: str = Field(description="pending, instructed, healthy, failed or restored.")
+    detail: str
+    previous_release: str
+    instructed_ms: int
+
+
+class RolloutDocument(BaseModel):
+    """A release on its way to a cohort."""
+
+    id: str
+    release_id: str
+    task: str
+    cohort_id: str
+    state: str
+    detail: str
+    finished: bool = Field(description="Whether its state is final.")
+    succeeded: bool = Field(description="Whether every device of the cohort runs the release and is healthy.")
+    canary_percent: int
+    probation_ms: int
+    stage_deadline_ms: int
+    stage_started_ms: int
+    incident_id: str
+    created_by: str
+    created_ms: int
+    updated_ms: int
+    devices: list[RolloutDeviceDocument]
+
+
+class CampaignRoundDocument(_Document):
+    """A committed round."""
+
+    number: int
+    invited: int
+    accepted: int
+    accuracy: Number = Field(description="Of the model after the round, on the server's holdout (0 to 1).")
+    loss: Number = Field(description="Average training loss of the devices.")
+    seconds: float
+    committed_ms: int
+
+
+class ParticipantDocument(_Document):
+    """A device that was invited to a campaign."""
+
+    device_id: str
+    state: str = Field(description="invited, accepted or declined.")
+    reason: str
+
+
+class CampaignDocument(BaseModel):
+    """A federated training run."""
+
+    id: str
+    task: str
+    base_release: str
+    cohort_id: str
+    strategy: str = Field(description="fedavg or fedprox.")
+    settings: Document
+    rounds_planned: int
+    state: str
+    detail: str
+    finished: bool = Field(description="Whether its state is final.")
+    succeeded: bool = Field(description="Whether it ended with a candidate.")
+    incident_id: str
+    flower_run_id: str
+    mlflow_run_id: str
+    candidate_id: str
+    created_by: str
+    created_ms: int
+    updated_ms: int
+    rounds: list[CampaignRoundDocument]
+
+
+class CampaignDetailDocument(CampaignDocument):
+    """A campaign with the devices that were invited."""
+
+    participants: list[ParticipantDocument]
+
+
+class IncidentDocument(BaseModel):
+    """Drift or bad health that somebody or something must act on."""
+
+    id: str
+    kind: str = Field(description="drift, data-quality or health.")
+    task: str
+    release_id: str
+    state: str
+    severity: str = Field(description="info, warn, act or critical.")
+    detail: str
+    finished: bool = Field(description="Whether its state is final.")
+    actions: list[str] = Field(description="What a person may do now: approve, dismiss.")
+    device_ids: list[str]
+    evidence: Document
+    policy: str
+    attempts: int
+    campaign_id: str
+    candidate_id: str
+    release_made: str
+    rollout_id: str
+    opened_ms: int
+    updated_ms: int
+
+
+class PolicyDocument(_Document):
+    """A named rule that may act without a person."""
+
+    name: str
+    task: str
+    enabled: bool
+    settings: Document
+    created_ms: int
+
+
+class ChampionDocument(_Document):
+    """One entry of the append-only ledger of champions."""
+
+    id: int
+    task: str
+    release_id: str
+    previous_release: str
+    reason: str
+    at_ms: int
+
+
+class AuditDocument(_Document):
+    """One entry of the hash-chained audit ledger."""
+
+    sequence: int
+    at_ms: int
+    actor: str
+    action: str
+    subject: str
+    detail: Document
+    previous_hash: str
+    hash: str
+
+
+class AuditVerificationDocument(BaseModel):
+    """Whether the chain of hashes holds."""
+
+    intact: bool
+    entries: int
+    first_broken: int | None = Field(description="Sequence of the first entry that does not fit; null when intact.")
+
+
+class DriftCellDocument(BaseModel):
+    """The verdict about one feature of one device."""
+
+    psi: Number = Field(default=None, description="Population stability index, biased upwards.")
+    psi_corrected: Number = Field(default=None, description="psi less its expectation without drift; may be negative.")
+    p: Number = Field(default=None, description="p-value of the test against the device's baseline.")
+    q: Number = Field(default=None, description="p corrected for the number of features (Benjamini-Hochberg).")
+    severity: str = Field(default="none", description="none, info, warn, act or critical.")
+    flagged: bool = Field(default=False, description="Whether a rule fired for it.")
+
+
+class DeviceDriftDocument(BaseModel):
+    """The newest judged window of one device about the release that it runs."""
+
+    device_id: str
+    release_id: str
+    status: str = Field(description="ok, suspect, drift or data_quality.")
+    rows: int
+    ended_ms: int
+    cells: dict[str, DriftCellDocument] = Field(description="By name of the feature.")
+
+
+class DriftDocument(BaseModel):
+    """Devices by features, for one task."""
+
+    task: str
+    features: list[str] = Field(description="Columns, in the order of the task.")
+    devices: list[DeviceDriftDocument] = Field(description="Rows, by identifier.")
+
+
+class StageDocument(_Document):
+    """One box of the loop, as it stands now."""
+
+    key: str
+    title: str
+    mood: str = Field(description="idle, good, busy or attention.")
+    value: str = Field(description="A few characters, for example 7/8.")
+    detail: str
+
+
+class FleetCountsDocument(BaseModel):
+    """The fleet in numbers; revoked devices are not counted."""
+
+    total: int
+    online: int
+    updating: int
+    labelled_samples: int
+
+
+class SummaryDocument(BaseModel):
+    """The control plane at a glance."""
+
+    version: str
+    now_ms: int
+    caller: str = Field(description="Name of the token that asked.")
+    role: str
+    fleet: FleetCountsDocument
+    champions: dict[str, str] = Field(description="Task to release.")
+    jobs: dict[str, int] = Field(description="State to count; the same for the next three.")
+    rollouts: dict[str, int]
+    campaigns: dict[str, int]
+    incidents: dict[str, int]
+    loop: list[StageDocument] = Field(description="The loop, in the order in which work goes round.")
+
+
+class HealthDocument(BaseModel):
+    """Whether this process can do its work."""
+
+    status: str
+    version: str

@@ -1,0 +1,110 @@
+"""The API's process: uvicorn (REST and console) and the gRPC server over one context, until SIGTERM or SIGINT.
+
+Invariants: both doors open or none does; on a signal, streams are ended, running calls are given
+:data:`GRACE_S` seconds, and the context is closed last.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from skerry_server.api.app import create_app
+from skerry_server.context import ServerContext, open_context
+from skerry_server.errors import PlatformError, SkerryError
+from skerry_server.rpc.server import RpcServer
+
+#: How long running calls may go on after a signal (seconds).
+GRACE_S = 5
+#: Exit codes: ended by a signal as asked, usage, platform.
+EXIT_DONE, EXIT_USAGE, EXIT_PLATFORM = 0, 2, 3
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """Ends the event streams as soon as a signal comes; uvicorn alone would wait for them."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn; runs in the main thread, between two steps of the loop."""
+        self._app.state.changes.finish()
+        super().handle_exit(sig, frame)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the process; returns its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if len(arguments) != 1:
+        print("usage: python -m skerry_server.api DATA_DIR", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        context = open_context(Path(arguments[0]))
+        try:
+            serve(context)
+        finally:
+            context.close()
+    except SkerryError as error:
+        print(f"skerry api: {error}", file=sys.stderr)
+        return EXIT_PLATFORM
+    return EXIT_DONE
+
+
+def serve(context: ServerContext) -> None:
+    """Open both doors and serve until a signal comes.
+
+    Raises:
+        PlatformError: A port is busy.
+    """
+    config = context.config
+    listener = _listen(config.host, config.api_port)
+    try:
+        rpc = RpcServer(context, address=f"{config.host}:{config.grpc_port}")
+        rpc.start()
+        try:
+            app = create_app(context)
+            server = _Server(
+                uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    timeout_graceful_shutdown=GRACE_S,
+                    h11_max_incomplete_event_size=64 * 1024,
+                    limit_concurrency=512,
+                ),
+                app,
+            )
+            _LOGGER.info(
+                "REST and console on http://%s:%d, gRPC on port %d", *listener.getsockname()[:2], config.grpc_port
+            )
+            server.run(sockets=[listener])
+        finally:
+            rpc.stop(grace_s=GRACE_S)
+    finally:
+        listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PlatformError(
+            f"port {port} of {host} cannot be opened ({error.strerror})",
+            remedy="end the program that uses it, or set another api_port in server.json",
+        ) from error
+    return listener

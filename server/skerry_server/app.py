@@ -1,0 +1,83 @@
+"""The one place where the parts of the runtime process are put together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from skerry_server.broker import BrokerUsersController
+from skerry_server.context import ServerContext
+from skerry_server.controllers import ControllerRunner
+from skerry_server.delivery.chunk_server import ChunkServer
+from skerry_server.delivery.desired import DesiredPublisher
+from skerry_server.federation.controller import CampaignController
+from skerry_server.fleet.reported import DeviceStateListener
+from skerry_server.incidents.controller import IncidentController
+from skerry_server.jobs.runner import JobRunner
+from skerry_server.link import ServerLink, open_link
+from skerry_server.monitoring.controller import DriftController
+from skerry_server.monitoring.ingest import UplinkIngest
+from skerry_server.rollouts.controller import RolloutController
+from skerry_server.tally import Tally
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything that runs in the process.
+
+    Attributes:
+        link: Connection to the broker.
+        runner: Threads of the controllers.
+        tally: Counts of messages from devices.
+    """
+
+    link: ServerLink
+    runner: ControllerRunner
+    tally: Tally
+
+    def start(self) -> None:
+        """Connect and start every controller."""
+        self.link.start()
+        self.runner.start()
+
+    def stop(self, *, deadline_s: float) -> list[str]:
+        """Stop controllers (and the jobs with them) and the link; returns who was still in a step at the deadline."""
+        until = time.monotonic() + deadline_s
+        hanging = self.runner.stop(deadline_s=deadline_s)
+        self.link.stop(deadline_s=max(1.0, until - time.monotonic()))
+        return hanging
+
+
+def build_runtime(context: ServerContext) -> Runtime:
+    """Make every part, connected to each other and not started.
+
+    Raises:
+        PlatformError: The broker's password cannot be read.
+    """
+    tally = Tally()
+    link = open_link(context.config, context.layout, role="runtime")
+    device_state = DeviceStateListener(context.database, link, tally)
+    uplink = UplinkIngest(context.database, link, tally)
+    desired = DesiredPublisher(context.database, link, context.signer)
+    chunks = ChunkServer(link, context.artifacts)
+    device_state.start()
+    uplink.start()
+    desired.start()
+    chunks.start()
+    jobs = JobRunner(context)
+    runner = ControllerRunner(
+        [
+            device_state,
+            uplink,
+            desired,
+            chunks,
+            BrokerUsersController(context.database, context.layout),
+            jobs,
+            CampaignController(context, link),
+            RolloutController(context),
+            DriftController(context),
+            IncidentController(context),
+        ],
+        at_end={jobs.name: jobs.stop},
+    )
+    return Runtime(link=link, runner=runner, tally=tally)

@@ -1,0 +1,1 @@
+"""The operator's command line, ``skerry``: does what the API does, through the API."""

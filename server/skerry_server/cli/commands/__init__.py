@@ -1,0 +1,1 @@
+"""The groups of commands, one module per subject of the API."""

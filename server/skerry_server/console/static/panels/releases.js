@@ -1,0 +1,26 @@
+// Releases, and which of them was champion from when.
+
+import { h } from "../dom.js";
+import { age, moment, percent } from "../format.js";
+import { identifier, nothing, panel } from "./panel.js";
+
+const SHOWN = 6;
+
+export function renderReleases({ releases, champions }, { now }) {
+  panel("releases", "Releases", { note: releases.length ? `${releases.length}${releases.length === 20 ? "+" : ""}` : "" },
+    releases.length === 0
+      ? nothing("Nothing was released. Train with “skerry train start”, then publish the candidate.")
+      : h("table", { class: "compact", "data-key": "releases" },
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Release"), h("th", { scope: "col" }, "Origin"), h("th", { scope: "col", class: "number" }, "int8"), h("th", { scope: "col", class: "number" }, "Made"))),
+        h("tbody", {}, releases.slice(0, SHOWN).map((row) => h("tr", { "data-key": row.id },
+          h("th", { scope: "row" }, identifier(row.id), row.champion ? h("span", { class: "badge" }, "champion") : null, row.state === "withdrawn" ? h("span", { class: "badge withdrawn" }, "withdrawn") : null),
+          h("td", {}, row.origin),
+          h("td", { class: "number" }, percent(row.metrics.accuracy_int8)),
+          h("td", { class: "number", title: moment(row.created_ms) }, age(row.created_ms, now)))))),
+    champions.length
+      ? [h("h3", { "data-key": "champions-title" }, "Champions"),
+        h("ol", { class: "ledger", "data-key": "champions" }, champions.slice(0, SHOWN).map((entry) =>
+          h("li", { "data-key": String(entry.id) },
+            h("time", { title: moment(entry.at_ms) }, age(entry.at_ms, now)), h("span", {}, identifier(entry.release_id), h("span", { class: "facts" }, ` ${entry.reason}`)))))]
+      : null);
+}

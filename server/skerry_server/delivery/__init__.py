@@ -1,0 +1,1 @@
+"""What goes down to devices: desired state, and chunks of bundles."""

@@ -1,0 +1,79 @@
+"""Weighted averaging of model states as they arrive, in the memory of one model.
+
+``mean = sum(w_k * x_k) / sum(w_k)`` (McMahan et al., arXiv 1602.05629). Each update is added by one BLAS ``axpy`` and
+can be forgotten; nothing grows with the number of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import blas
+
+from skerry_contract.tensors import Array
+
+_AXPY: dict[str, Any] = {"float32": blas.saxpy, "float64": blas.daxpy}
+
+
+class StreamingMean:
+    """Weighted mean of states of one network; not for use by several threads."""
+
+    def __init__(self, model: Mapping[str, Array]) -> None:
+        """``model`` gives names, shapes and types; its values do not count."""
+        self._model = {name: (array.shape, array.dtype) for name, array in model.items()}
+        self._sums: dict[str, npt.NDArray[Any]] = {}
+        for name, array in model.items():
+            # Types without an axpy (integers, float16) are few and small: summed in float64.
+            dtype = array.dtype if array.dtype.name in _AXPY else np.dtype(np.float64)
+            self._sums[name] = np.zeros(array.size, dtype=dtype)
+        self._weight = 0.0
+        self._unit = 0.0
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights so far."""
+        return self._weight
+
+    def add(self, state: Mapping[str, Array], weight: float) -> None:
+        """Add one state, already checked (:func:`skerry_server.federation.updates.check_state`).
+
+        Args:
+            state: Not changed; may be read-only.
+            weight: Above 0, for example the number of examples.
+
+        Raises:
+            ValueError: A weight that is not positive and finite, or names that differ.
+        """
+        if not 0.0 < weight < float("inf"):
+            raise ValueError(f"a weight must be positive, got {weight}")
+        if state.keys() != self._sums.keys():
+            raise ValueError("the state has other names than the model")
+        self._unit = self._unit or weight
+        scale = weight / self._unit  # sums stay of the size of the model, whatever the unit of the weights
+        for name, total in self._sums.items():
+            flat = np.ascontiguousarray(state[name]).reshape(-1)
+            axpy = _AXPY.get(total.dtype.name) if flat.dtype == total.dtype else None
+            if axpy is not None and flat.size:
+                axpy(flat, total, a=scale)
+            else:
+                total += scale * flat.astype(np.float64)
+        self._weight += weight
+
+    def result(self) -> dict[str, Array]:
+        """The mean, in the order and with the types of the model; integers are rounded.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if self._weight == 0.0:
+            raise ValueError("nothing was added")
+        mean: dict[str, Array] = {}
+        for name, (shape, dtype) in self._model.items():
+            values = self._sums[name] * self._sums[name].dtype.type(self._unit / self._weight)
+            if dtype.kind in "iub":
+                values = np.rint(values)
+            mean[name] = values.astype(dtype, copy=False).reshape(shape)
+        return mean

@@ -1,0 +1,1 @@
+"""Devices and cohorts: enrolment, what devices report, who belongs to what."""

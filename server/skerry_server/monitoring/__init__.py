@@ -1,0 +1,1 @@
+"""Monitoring: what devices report is stored (``ingest``), judged (``detector``, ``judge``) and shown (``reports``)."""

@@ -1,0 +1,1 @@
+"""From parameters to signed releases: artifact store, candidates, gates, signing."""

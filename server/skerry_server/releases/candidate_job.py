@@ -1,0 +1,256 @@
+"""Job kind "candidate": from parameters to a verdict.
+
+Payload ``{"candidate_id"}``, result ``{"candidate_id", "state", "bundle_sha256", "mlflow_model_version"}``. Four steps,
+each with one commit at its end and nothing to do when that is there already: a job that is killed anywhere and run
+again goes on where it stood, and makes one bundle, one model version and one verdict.
+
+Figures: those of :class:`skerry_models.bundle.BundleReport`, and what the candidate came with. A figure that begins
+with ``champion_`` is the champion's on the same rows; the accuracies on the holdout are measured here, others
+(``champion_accuracy_drifted``) are the campaign's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Session
+
+from skerry_contract.identifiers import check_name
+from skerry_server.audit import ledger
+from skerry_server.errors import InvalidRequestError
+from skerry_server.jobs.kinds import JobContext
+from skerry_server.releases import candidate_machine
+from skerry_server.releases.service import failed_gates, get_candidate, get_release
+from skerry_server.store.tables import Candidate, Job
+
+if TYPE_CHECKING:
+    from skerry_models.task import Dataset
+
+log = logging.getLogger(__name__)
+
+#: Prefix of the figures of the champion.
+CHAMPION_PREFIX = "champion_"
+#: Files of the bundle that are read here.
+_EDGES = "drift_edges.pb"
+_INFER = "infer.onnx"
+
+Step = Callable[[JobContext, str], None]
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Build, compare, register, decide; see the module."""
+    return run_steps(job, STEPS)
+
+
+def run_steps(job: JobContext, steps: Sequence[Step]) -> dict[str, Any]:
+    """Take some of the steps in order; returns the job's result."""
+    candidate_id = job.payload.get("candidate_id")
+    if not isinstance(candidate_id, str):
+        raise InvalidRequestError("payload.candidate_id", expected="an identifier", got=candidate_id)
+    check_name(candidate_id, field="payload.candidate_id")
+    for step in steps:
+        job.progress(step=step.__name__)
+        step(job, candidate_id)
+    candidate = _read(job, candidate_id)
+    return {
+        "candidate_id": candidate_id,
+        "state": candidate.state,
+        "bundle_sha256": candidate.bundle_sha256,
+        "mlflow_model_version": candidate.mlflow_model_version,
+    }
+
+
+def build(job: JobContext, candidate_id: str) -> None:
+    """Export, quantise and measure; store the bundle; write its digest and figures."""
+    candidate = _read(job, candidate_id)
+    if candidate.bundle_sha256:
+        return
+    from skerry_models.bundle import build_bundle
+    from skerry_models.parameters import decode_state
+    from skerry_models.task import CENTRAL, HOLDOUT, load_task
+
+    task = load_task(candidate.task)
+    state = decode_state(task, job.context.artifacts.get_bytes(candidate.parameters_sha256))
+    central, holdout = task.source(CENTRAL), task.source(HOLDOUT)
+    folder = job.folder / "bundle"
+    shutil.rmtree(folder, ignore_errors=True)
+    report = build_bundle(
+        task,
+        state,
+        folder,
+        reference=central,
+        calibration=central,
+        holdout=holdout,
+        lineage=_lineage(candidate, central=central, holdout=holdout),
+        parent_edges=_parent_edges(job, candidate),
+    )
+    sha256 = job.context.artifacts.put_bundle(folder)
+    with job.context.database.transaction() as session:
+        row = get_candidate(session, candidate_id)
+        row.bundle_sha256 = sha256
+        row.metrics = {**row.metrics, **report.metrics}
+    shutil.rmtree(folder, ignore_errors=True)
+    log.info("candidate %s: bundle %s", candidate_id, sha256)
+
+
+def compare(job: JobContext, candidate_id: str) -> None:
+    """Measure the champion on the same holdout, run the gates, write what they say."""
+    candidate = _read(job, candidate_id)
+    if candidate.gates:
+        return
+    from skerry_models.gates import evaluate_gates
+
+    champion = _champion_metrics(job, candidate)
+    own = {name: value for name, value in candidate.metrics.items() if not name.startswith(CHAMPION_PREFIX)}
+    results = evaluate_gates(own, champion)
+    with job.context.database.transaction() as session:
+        row = get_candidate(session, candidate_id)
+        row.gates = {"gates": [{name: _plain(value) for name, value in asdict(gate).items()} for gate in results]}
+        row.metrics = {**row.metrics, **{CHAMPION_PREFIX + name: value for name, value in (champion or {}).items()}}
+
+
+def register(job: JobContext, candidate_id: str) -> None:
+    """Register the bundle in MLflow, also a rejected one; a passed one gets the alias "candidate"."""
+    candidate = _read(job, candidate_id)
+    if candidate.mlflow_model_version:
+        return
+    from skerry_server.registry.mlflow_registry import CANDIDATE_ALIAS, open_registry
+
+    registry = open_registry(job.context.layout, job.context.config)
+    run_id = candidate.mlflow_run_id or registry.ensure_run(
+        candidate.task, key=candidate_id, name=f"judge {candidate_id}", tags={"skerry.origin": candidate.origin}
+    )
+    failed = failed_gates(candidate)
+    tags = {
+        "skerry.candidate": candidate_id,
+        "skerry.origin": candidate.origin,
+        "skerry.bundle_sha256": candidate.bundle_sha256,
+        "skerry.gates": "failed: " + ", ".join(failed) if failed else "passed",
+    }
+    lineage = {
+        "parent_release": candidate.parent_release,
+        "campaign_id": candidate.campaign_id,
+        "incident_id": candidate.incident_id,
+        "parameters_sha256": candidate.parameters_sha256,
+    }
+    version = registry.register_bundle(
+        candidate.task,
+        job.context.artifacts.bundle_folder(candidate.bundle_sha256),
+        key=candidate_id,
+        run_id=run_id,
+        tags=tags,
+        params={name: value for name, value in lineage.items() if value},
+        metrics={name: value for name, value in candidate.metrics.items() if math.isfinite(value)},
+    )
+    if not failed:
+        registry.set_alias(candidate.task, CANDIDATE_ALIAS, version)
+    if not candidate.mlflow_run_id:
+        registry.finish_run(run_id)
+    with job.context.database.transaction() as session:
+        row = get_candidate(session, candidate_id)
+        row.mlflow_run_id, row.mlflow_model_version = run_id, version
+
+
+def decide(job: JobContext, candidate_id: str) -> None:
+    """Make the verdict of the gates the candidate's state."""
+    with job.context.database.transaction() as session:
+        row = get_candidate(session, candidate_id)
+        if row.state != candidate_machine.BUILT:
+            return
+        failed = failed_gates(row)
+        _enter(session, row, "gates-failed" if failed else "gates-passed", failed=failed)
+
+
+#: The steps of the job, in order.
+STEPS: tuple[Step, ...] = (build, compare, register, decide)
+
+
+def on_failure(session: Session, job: Job) -> None:
+    """Reject the candidate of a job that failed for good, with the reason in place of a gate."""
+    candidate = session.get(Candidate, str(job.payload.get("candidate_id")))
+    if candidate is None or candidate.state != candidate_machine.BUILT:
+        return
+    gate = {"name": "build", "passed": False, "value": None, "limit": None, "detail": job.error}
+    candidate.gates = {"gates": [*candidate.gates.get("gates", []), gate]}
+    _enter(session, candidate, "gates-failed", failed=failed_gates(candidate))
+
+
+def _enter(session: Session, candidate: Candidate, event: str, *, failed: list[str]) -> None:
+    candidate.state = candidate_machine.advance(
+        candidate_machine.CANDIDATE, candidate.state, event, subject=f"candidate {candidate.id}"
+    )
+    ledger.append(
+        session,
+        actor="system",
+        action=f"candidate.{candidate.state}",
+        subject=candidate.id,
+        detail={"task": candidate.task, "bundle_sha256": candidate.bundle_sha256, "failed_gates": failed},
+    )
+
+
+def _read(job: JobContext, candidate_id: str) -> Candidate:
+    with job.context.database.reading() as session:
+        return get_candidate(session, candidate_id)
+
+
+def _parent_edges(job: JobContext, candidate: Candidate) -> bytes | None:
+    """Drift edges of the parent release: a child keeps them, so that its windows compare with its parent's."""
+    if not candidate.parent_release:
+        return None
+    with job.context.database.reading() as session:
+        parent = get_release(session, candidate.parent_release)
+    return (job.context.artifacts.bundle_folder(parent.bundle_sha256) / _EDGES).read_bytes()
+
+
+def _champion_metrics(job: JobContext, candidate: Candidate) -> dict[str, float] | None:
+    """The champion's figures: measured now on the holdout, plus those that the candidate came with."""
+    from skerry_models.evaluation import evaluate_onnx
+    from skerry_models.task import HOLDOUT, load_task
+    from skerry_server.registry.champions import champion
+
+    with job.context.database.reading() as session:
+        release = champion(session, candidate.task)
+    if release is None:
+        return None
+    model = job.context.artifacts.bundle_folder(release.bundle_sha256) / _INFER
+    judged = evaluate_onnx(model, load_task(candidate.task).source(HOLDOUT))
+    given = {
+        name.removeprefix(CHAMPION_PREFIX): float(value)
+        for name, value in candidate.metrics.items()
+        if name.startswith(CHAMPION_PREFIX)
+    }
+    return {**given, "accuracy": judged.accuracy, "macro_f1": judged.macro_f1, "loss": judged.loss}
+
+
+def _lineage(candidate: Candidate, *, central: Dataset, holdout: Dataset) -> dict[str, object]:
+    """What the bundle comes from; nothing in it depends on when or where it was built."""
+    return {
+        "candidate_id": candidate.id,
+        "task": candidate.task,
+        "origin": candidate.origin,
+        "parameters_sha256": candidate.parameters_sha256,
+        "parent_release": candidate.parent_release,
+        "campaign_id": candidate.campaign_id,
+        "incident_id": candidate.incident_id,
+        "mlflow_run_id": candidate.mlflow_run_id,
+        "data": {"central": _data_digest(central), "holdout": _data_digest(holdout)},
+        "code": {"skerry": metadata.version("skerry")},
+    }
+
+
+def _data_digest(dataset: Dataset) -> dict[str, object]:
+    digest = hashlib.sha256(dataset.x.tobytes())
+    digest.update(dataset.y.tobytes())
+    return {"rows": len(dataset), "sha256": digest.hexdigest()}
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN: a figure that was not measured is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""``python -m skerry_server.runtime DATA_DIR``: the process that runs every controller."""

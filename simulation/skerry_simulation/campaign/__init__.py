@@ -1,0 +1,1 @@
+"""Simulated campaigns: production's campaign run over simulated devices."""

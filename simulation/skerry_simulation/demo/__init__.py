@@ -1,0 +1,1 @@
+"""The whole loop on one machine, in real processes, told as a story."""

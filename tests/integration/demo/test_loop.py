@@ -1,0 +1,220 @@
+"""The whole loop in real processes: what the demo says must be true, also while processes are being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
+SIM = [sys.executable, "-m", "skerry_simulation.cli"]
+
+
+@dataclass
+class Finished:
+    """A demo that came to its end."""
+
+    folder: Path
+    result: dict[str, Any]
+    output: str
+
+
+def run_demo(folder: Path, *arguments: str) -> Finished:
+    json_file = folder / "result.json"
+    command = [*SIM, "demo", "--folder", str(folder / "run"), "--json", str(json_file), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return Finished(folder / "run", json.loads(json_file.read_text()), done.stderr)
+
+
+@pytest.fixture(scope="module")
+def har(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """The activity task on eight people's phones, left running."""
+    finished = run_demo(tmp_path_factory.mktemp("har"), "--task", "har", "--devices", "8", "--keep")
+    yield finished
+    subprocess.run([*SIM, "stop", "--folder", str(finished.folder)], check=True, timeout=120)
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(finished.folder) in " ".join(p.info["cmdline"] or [])]
+    assert not psutil.wait_procs(left, timeout=20)[1]
+
+
+def test_the_activity_loop_meets_its_bars(har: Finished) -> None:
+    result = har.result
+    accuracy = result["accuracy"]
+    assert accuracy["federated"] > accuracy["v1"]
+    assert abs(accuracy["int8_minus_fp32"]) <= 0.01
+    assert result["drift"]["incidents_before"] == 0
+    assert result["drift"]["incidents_after"] == 1
+    assert 1 <= result["drift"]["windows_to_detect"] <= 4
+    cost = accuracy["before_drift"] - accuracy["drifted"]
+    assert cost > 0
+    assert accuracy["recovered"] - accuracy["drifted"] >= cost / 2
+    assert result["inference"]["offline_requests"] == 8 * 2000
+    assert result["inference"]["offline_errors"] == 0
+    assert [r["state"] for r in result["rollouts"]] == ["finished"] * 3
+    assert all(len(r["canary_devices"]) == 1 for r in result["rollouts"])
+    assert result["campaign"]["participants"] == 8
+
+
+def test_released_bundles_are_kept_and_run(har: Finished) -> None:
+    import onnxruntime
+
+    for name in ("v1", "federated", "recovered"):
+        folder = Path(har.result["bundles"]) / name
+        for model in ("infer.onnx", "infer.int8-qdq.onnx", "infer.int8-x86.onnx"):
+            session = onnxruntime.InferenceSession(folder / model, providers=["CPUExecutionProvider"])
+            scores, features = session.run(None, {"input": np.zeros((2, 9, 128), np.float32)})
+            assert scores.shape == (2, 6)
+            assert np.isfinite(features).all()
+
+
+def test_the_report_is_one_page_with_every_plot(har: Finished) -> None:
+    page = Path(har.result["report"]).read_text()
+    assert page.count("<svg") == 4
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+
+
+def agents_of(folder: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder / "agents") in argument for argument in process.info["cmdline"] or [])
+    ]
+
+
+def test_no_agent_process_maps_torch(har: Finished) -> None:
+    agents = agents_of(har.folder)
+    assert len(agents) >= 8 * 4
+    for process in agents:
+        mapped = Path(f"/proc/{process.pid}/maps").read_text()
+        assert "libtorch" not in mapped, process.cmdline()
+
+
+def doors(folder: Path, device: str = "har-01") -> dict[str, int]:
+    document: dict[str, int] = json.loads((folder / "agents" / device / "run" / "serving.json").read_text())
+    return document
+
+
+def test_an_unmodified_triton_client_works(har: Finished) -> None:
+    import tritonclient.grpc as triton_grpc
+    import tritonclient.http as triton_http
+
+    ports = doors(har.folder)
+    rows = np.zeros((3, 9, 128), np.float32)
+    for module, port in ((triton_grpc, ports["grpc_port"]), (triton_http, ports["http_port"])):
+        client = module.InferenceServerClient(f"127.0.0.1:{port}")
+        assert client.is_server_live()
+        assert client.is_model_ready("har")
+        tensor = module.InferInput("input", list(rows.shape), "FP32")
+        tensor.set_data_from_numpy(rows)
+        assert client.infer("har", [tensor]).as_numpy("scores").shape == (3, 6)
+        client.close()
+
+
+def test_an_operator_reads_the_broker_with_a_password(har: Finished) -> None:
+    state = json.loads((har.folder / "server" / "run" / "state.json").read_text())
+    password = (har.folder / "server" / "keys" / "operator-mqtt-password").read_text().strip()
+    host, port = str(state["broker"]).rsplit(":", 1)
+    done = subprocess.run(
+        ["mosquitto_sub", "-V", "5", "-h", host.split("//")[-1], "-p", port, "-u", "operator", "-P", password]
+        + ["-t", "skerry/v1/d/+/presence", "-C", "8", "-W", "10", "-F", "%t"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == [f"skerry/v1/d/har-{i:02d}/presence" for i in range(1, 9)]
+
+
+def test_the_mlflow_store_shows_runs_and_versions(har: Finished) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{har.folder / 'server' / 'mlflow.sqlite'}")
+    versions = client.search_model_versions("name = 'har'")
+    assert len(versions) == 3
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(runs) >= 3
+    assert any(len(client.get_metric_history(run.info.run_id, key)) > 1 for run in runs for key in run.data.metrics)
+
+
+def test_the_console_answers_and_the_api_wants_a_token(har: Finished) -> None:
+    state = json.loads((har.folder / "server" / "run" / "state.json").read_text())
+    assert httpx.get(state["url"], timeout=10).status_code == 200
+    assert httpx.get(f"{state['url']}/v1/devices", timeout=10).status_code == 401
+
+
+def test_the_digits_loop_finishes_while_processes_are_killed(tmp_path: Path) -> None:
+    finished = run_demo(tmp_path, "--devices", "3", "--chaos", "11")
+    assert finished.output.count("chaos killed") >= 3
+    result = finished.result
+    assert [r["state"] for r in result["rollouts"]] == ["finished"] * 3
+    assert result["drift"]["incidents_after"] == 1
+    assert result["inference"]["offline_errors"] == 0
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(finished.folder) in " ".join(p.info["cmdline"] or [])]
+    assert not psutil.wait_procs(left, timeout=20)[1]
+
+
+def test_an_interrupted_demo_stops_everything(tmp_path: Path) -> None:
+    command = [*SIM, "demo", "--folder", str(tmp_path / "run"), "--devices", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "server" / "run" / "state.json").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=90) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert not psutil.wait_procs([p for p in mine if p.pid != os.getpid()], timeout=20)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--task", "poetry"], 1, "digits"),
+        (["--devices", "1"], 2, "2 to 12"),
+        (["--devices", "many"], 2, "many"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    command = [*SIM, "demo", "--folder", str(tmp_path / "run"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "server").exists()
+
+
+def test_a_folder_that_is_not_a_demo_s_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    done = subprocess.run(
+        [*SIM, "demo", "--folder", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert precious.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [precious]
+
+
+def test_missing_data_are_told_before_anything_starts(tmp_path: Path) -> None:
+    environment = {**os.environ, "SKERRY_DATA_DIR": str(tmp_path / "nothing"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*SIM, "demo", "--folder", str(tmp_path / "run"), "--task", "har"],
+        capture_output=True, text=True, timeout=120, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "SKERRY_DATA_DIR" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,302 @@
+"""A SuperLink, devices and a control plane's store in real processes and files, for the tests of campaigns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from skerry_agent.config import AgentConfig, AgentLayout
+from skerry_agent.training.labelled_store import LabelledStore
+from skerry_agent.update.slots import MANIFEST, Pointer, slot_folder, write_pointer
+from skerry_contract.manifest import bundle_digest, describe_folder
+from skerry_contract.signing import RELEASE, Ed25519Signer
+from skerry_contract.tensors import encode_bundle
+from skerry_contract.topics import parse_topic
+from skerry_contract.v1.release_pb2 import ReleaseManifest, Variant
+from skerry_contract.v1.telemetry_pb2 import Command
+from skerry_server import superlink
+from skerry_server.clock import now_ms
+from skerry_server.config import ServerConfig, ServerLayout
+from skerry_server.context import ServerContext, open_context
+from skerry_server.store.migrate import upgrade
+from skerry_server.store.tables import CampaignParticipant, Candidate, ChampionEntry, Cohort, Device
+from skerry_server.store.tables import Release as ReleaseRow
+from unit.agent_training.linear_graphs import linear_graphs
+
+TASK = "linear-digits"
+RELEASE_ID = "linear-digits-r1"
+#: A task package as a user would install it; also on the path of the job processes.
+TASK_PACKAGE = Path(__file__).parent / "task_package"
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def poll(condition: Callable[[], object], *, what: str, seconds: float = 30.0) -> None:
+    """Wait for a condition with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.02)
+
+
+@dataclass
+class TrainableBundle:
+    """What a device needs of a bundle to train, signed.
+
+    Attributes:
+        folder: Files and the signed manifest.
+        train_step_sha256: Hexadecimal.
+        parameters: Wire form of the parameters.
+        signer: Who signed.
+    """
+
+    folder: Path
+    train_step_sha256: str
+    parameters: bytes
+    signer: Ed25519Signer
+
+
+def build_bundle(folder: Path) -> TrainableBundle:
+    """A bundle of softmax regression on digits, all parameters zero."""
+    graphs = linear_graphs((1, 8, 8), 10, scale=1 / 16)
+    folder.mkdir(parents=True)
+    for name, data in {
+        "infer.onnx": graphs.evaluate,
+        "evaluate.onnx": graphs.evaluate,
+        "train_step.onnx": graphs.step,
+        "train_step.pb": graphs.spec.SerializeToString(),
+        "golden_step.pb": graphs.golden().SerializeToString(),
+    }.items():
+        (folder / name).write_bytes(data)
+    return sign_bundle(folder, encode_bundle(graphs.zero_state()))
+
+
+def sign_bundle(folder: Path, parameters: bytes, *, signer: Ed25519Signer | None = None) -> TrainableBundle:
+    """Describe and sign what lies in ``folder``, by a new key unless one is given."""
+    entries = list(describe_folder(folder))
+    step = next(entry for entry in entries if entry.path == "train_step.onnx")
+    signer = signer or Ed25519Signer(Ed25519PrivateKey.generate())
+    manifest = ReleaseManifest(
+        release_id=RELEASE_ID,
+        sequence=1,
+        task=TASK,
+        bundle_sha256=bundle_digest(entries),
+        files=entries,
+        variants=[Variant(name="fp32", path="infer.onnx")],
+        train_step_sha256=step.sha256,
+        created_unix_ms=now_ms(),
+    )
+    envelope = signer.sign(RELEASE, manifest.SerializeToString())
+    (folder / MANIFEST).write_bytes(envelope.SerializeToString())
+    return TrainableBundle(folder, step.sha256.hex(), parameters, signer)
+
+
+def install(layout: AgentLayout, bundle: TrainableBundle) -> None:
+    """Put a bundle into slot a and make it the active one."""
+    target = slot_folder(layout, "a")
+    target.mkdir(parents=True, exist_ok=True)
+    for file in bundle.folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    write_pointer(layout, Pointer(slot="a", release_id=RELEASE_ID, committed=True))
+
+
+@dataclass
+class ChildProcess:
+    """A process that a test owns."""
+
+    command: list[str]
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; its output is appended to the log."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                self.command, stdout=stream, stderr=stream, env={**os.environ, **self.environment}
+            )
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End it by a signal and wait."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(20)
+            self.process = None
+
+
+class SuperLink(ChildProcess):
+    """The real flower-superlink, started as the control plane starts it."""
+
+    def __init__(self, layout: ServerLayout, config: ServerConfig) -> None:
+        layout.superlink.mkdir(parents=True, exist_ok=True)
+        command = superlink.command(superlink.find_superlink(), config, layout)
+        super().__init__(command, layout.root / "superlink.log", superlink.environment(layout, os.environ))
+        self.url = f"http://127.0.0.1:{config.superlink_fleet_port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        super().start()
+        poll(self.healthy, what="the SuperLink answers", seconds=60)
+
+    def healthy(self) -> bool:
+        """Whether it answers its health check."""
+        try:
+            with urllib.request.urlopen(f"{self.url}{superlink.HEALTH_PATH}", timeout=1) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+
+class Agent(ChildProcess):
+    """The training process of one device."""
+
+    def __init__(self, root: Path, device_id: str, bundle: TrainableBundle, superlink_port: int) -> None:
+        self.device_id = device_id
+        self.layout = AgentLayout(root)
+        root.mkdir(parents=True)
+        config = AgentConfig(
+            device_id=device_id,
+            broker_host="127.0.0.1",
+            broker_port=1,
+            broker_password="unused",
+            superlink_address=f"127.0.0.1:{superlink_port}",
+            release_keys=[bundle.signer.public_key.hex()],
+        )
+        self.layout.config.write_text(config.model_dump_json())
+        install(self.layout, bundle)
+        super().__init__([sys.executable, "-m", "skerry_agent.training", str(root)], root / "training.log")
+
+    def label(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Put labelled samples into its store."""
+        store = LabelledStore(self.layout.labelled, 5000)
+        for index, (row, label) in enumerate(zip(x, y, strict=True)):
+            store.add(f"request-{index}", row, int(label))
+        store.close()
+
+    def status(self) -> dict[str, object]:
+        """What its training process says; empty while there is no file."""
+        try:
+            document: dict[str, object] = json.loads(self.layout.training_file.read_bytes())
+        except FileNotFoundError:
+            return {}
+        return document
+
+    def node_id(self) -> str:
+        """Its Flower node, "0" while there is none."""
+        return str(self.status().get("flower_node_id", "0"))
+
+
+@dataclass
+class ControlPlane:
+    """Data directory, store and a base release."""
+
+    context: ServerContext
+    bundle: TrainableBundle
+
+    @classmethod
+    def create(cls, root: Path, bundle: TrainableBundle) -> ControlPlane:
+        """Make a data directory with the task's champion."""
+        layout = ServerLayout(root)
+        root.mkdir(parents=True)
+        port = free_port()
+        config = ServerConfig(
+            api_port=free_port(),
+            grpc_port=free_port(),
+            broker_port=free_port(),
+            superlink_fleet_port=port,
+            superlink_serverapp_port=port,
+            superlink_control_port=port,
+        )
+        layout.config.write_text(config.model_dump_json())
+        layout.keys.mkdir()
+        upgrade(layout.database_url(config))
+        context = open_context(root)
+        sha256 = context.artifacts.put_bytes(bundle.parameters)
+        with context.database.transaction() as session:
+            session.add(
+                Candidate(
+                    id="candidate-base",
+                    task=TASK,
+                    origin="central",
+                    state="released",
+                    parameters_sha256=sha256,
+                    created_ms=now_ms(),
+                )
+            )
+            session.add(
+                ReleaseRow(
+                    id=RELEASE_ID,
+                    task=TASK,
+                    sequence=1,
+                    candidate_id="candidate-base",
+                    origin="central",
+                    bundle_sha256="0" * 64,
+                    train_step_sha256=bundle.train_step_sha256,
+                    envelope=b"",
+                    created_ms=now_ms(),
+                )
+            )
+            session.add(ChampionEntry(task=TASK, release_id=RELEASE_ID, reason="test", at_ms=now_ms()))
+            if session.get(Cohort, "all") is None:
+                session.add(Cohort(id="all", name="all", selector={}, created_ms=now_ms()))
+        return cls(context, bundle)
+
+    def enrol(self, agents: list[Agent], *, labelled: int = 100) -> None:
+        """Write devices as the control plane would know them once they report."""
+        with self.context.database.transaction() as session:
+            for agent in agents:
+                session.merge(
+                    Device(
+                        id=agent.device_id,
+                        enrolled_ms=now_ms(),
+                        online=True,
+                        active_release=RELEASE_ID,
+                        flower_node_id=agent.node_id(),
+                        labelled_samples=labelled,
+                    )
+                )
+
+
+class Courier:
+    """Carries invitations to devices and writes their answers, as broker, control process and ingestion do."""
+
+    def __init__(self, context: ServerContext, agents: list[Agent], *, declines: frozenset[str] = frozenset()) -> None:
+        self._context = context
+        self._agents = {agent.device_id: agent for agent in agents}
+        self._declines = declines
+        self.invitations: list[tuple[str, Command]] = []
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> Future[None]:
+        """Deliver a command at once."""
+        device_id = parse_topic(topic).device_id or ""
+        command = Command.FromString(payload)
+        self.invitations.append((device_id, command))
+        with self._context.database.transaction() as session:
+            row = session.get_one(CampaignParticipant, (command.invitation.campaign_id, device_id))
+            if device_id in self._declines:
+                row.state, row.reason = "declined", "on battery"
+            else:
+                row.state, row.flower_node_id = "accepted", self._agents[device_id].node_id()
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future

@@ -1,0 +1,445 @@
+"""Campaigns from the request to the candidate: service and controller over a store, with a broker that misbehaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from skerry_contract.signing import Ed25519Signer
+from skerry_contract.tensors import encode_bundle
+from skerry_contract.topics import parse_topic
+from skerry_contract.v1.telemetry_pb2 import Command
+from skerry_server.audit import ledger
+from skerry_server.clock import now_ms
+from skerry_server.config import ServerConfig, ServerLayout
+from skerry_server.context import ServerContext
+from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError
+from skerry_server.federation import service
+from skerry_server.federation.controller import CampaignController, job_id
+from skerry_server.link import BrokerUnavailableError
+from skerry_server.releases.artifacts import ArtifactStore
+from skerry_server.store import Database
+from skerry_server.store.tables import (
+    Base,
+    Campaign,
+    CampaignParticipant,
+    Candidate,
+    ChampionEntry,
+    Cohort,
+    Device,
+    Incident,
+    Job,
+    Release,
+)
+
+STEP = "5e" * 32
+PARAMETERS = encode_bundle({"w": np.ones(3, np.float32)})
+
+
+class Broker:
+    """Records commands; refuses them while it is away."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[str, Command, int | None]] = []
+        self.away = False
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> Future[None]:
+        future: Future[None] = Future()
+        if self.away:
+            future.set_exception(BrokerUnavailableError("no connection"))
+            return future
+        assert not retain
+        self.commands.append((parse_topic(topic).device_id or "", Command.FromString(payload), expiry_s))
+        future.set_result(None)
+        return future
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[ServerContext]:
+    layout = ServerLayout(tmp_path)
+    ports = {
+        name: 1000 + index
+        for index, name in enumerate(
+            (
+                "api_port",
+                "grpc_port",
+                "broker_port",
+                "superlink_fleet_port",
+                "superlink_serverapp_port",
+                "superlink_control_port",
+            )
+        )
+    }
+    database = Database(f"sqlite:///{tmp_path / 'store.sqlite'}")
+    Base.metadata.create_all(database.engine)
+    context = ServerContext(
+        config=ServerConfig(**ports),
+        layout=layout,
+        database=database,
+        artifacts=ArtifactStore(f"file://{layout.artifacts}", local=layout.artifacts),
+        signer=Ed25519Signer(Ed25519PrivateKey.generate()),
+    )
+    sha256 = context.artifacts.put_bytes(PARAMETERS)
+    with database.transaction() as session:
+        session.add(Cohort(id="all", name="all", selector={}, created_ms=1))
+        session.add(Cohort(id="cohort-7", name="north", selector={"site": "north"}, created_ms=1))
+        session.add(
+            Candidate(
+                id="candidate-0",
+                task="digits",
+                origin="central",
+                state="released",
+                parameters_sha256=sha256,
+                created_ms=1,
+            )
+        )
+        session.add(
+            Release(
+                id="digits-r1",
+                task="digits",
+                sequence=1,
+                candidate_id="candidate-0",
+                origin="central",
+                bundle_sha256="0" * 64,
+                train_step_sha256=STEP,
+                envelope=b"",
+                created_ms=1,
+            )
+        )
+        session.add(ChampionEntry(task="digits", release_id="digits-r1", reason="test", at_ms=1))
+        for name in ("a", "b", "c"):
+            session.add(device(name))
+    yield context
+    context.close()
+
+
+def device(name: str, **changes: Any) -> Device:
+    values: dict[str, Any] = {
+        "id": name,
+        "enrolled_ms": 1,
+        "online": True,
+        "active_release": "digits-r1",
+        "flower_node_id": str(ord(name[0])),
+        "labelled_samples": 60,
+        **changes,
+    }
+    return Device(**values)
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def controller(context: ServerContext, broker: Broker) -> CampaignController:
+    return CampaignController(context, broker)
+
+
+def start(context: ServerContext, **changes: Any) -> str:
+    values: dict[str, Any] = {
+        "task": "digits",
+        "cohort_id": "all",
+        "strategy": "fedavg",
+        "settings": {"rounds": 2},
+        "actor": "ada",
+        **changes,
+    }
+    with context.database.transaction() as session:
+        return service.start_campaign(session, **values).id
+
+
+def campaign(context: ServerContext, campaign_id: str) -> Campaign:
+    with context.database.reading() as session:
+        return session.get_one(Campaign, campaign_id)
+
+
+def answer(context: ServerContext, campaign_id: str, **states: str) -> None:
+    with context.database.transaction() as session:
+        for name, state in states.items():
+            session.get_one(CampaignParticipant, (campaign_id, name)).state = state
+
+
+def finish_job(context: ServerContext, campaign_id: str, *, state: str = "done", error: str = "") -> None:
+    sha256 = context.artifacts.put_bytes(encode_bundle({"w": np.full(3, 2.0, np.float32)}))
+    with context.database.transaction() as session:
+        job = session.get_one(Job, job_id(campaign_id))
+        job.state, job.error = state, error
+        job.result = {"parameters_sha256": sha256, "best_round": 2, "rounds": 2, "metrics": {"device_accuracy": 0.9}}
+
+
+def age(context: ServerContext, campaign_id: str, milliseconds: int) -> None:
+    with context.database.transaction() as session:
+        session.get_one(Campaign, campaign_id).updated_ms = now_ms() - milliseconds
+
+
+def test_from_the_request_to_the_candidate(
+    context: ServerContext, controller: CampaignController, broker: Broker
+) -> None:
+    campaign_id = start(context)
+    assert campaign(context, campaign_id).state == "approved"
+    controller.step()
+    assert campaign(context, campaign_id).state == "recruiting"
+    assert sorted(name for name, _, _ in broker.commands) == ["a", "b", "c"]
+    invitation = broker.commands[0][1].invitation
+    assert (invitation.campaign_id, invitation.task, invitation.release_id) == (campaign_id, "digits", "digits-r1")
+    assert invitation.train_step_sha256.hex() == STEP
+    assert invitation.superlink_address == "127.0.0.1:1003"
+    assert 50 <= (broker.commands[0][2] or 0) <= 60
+
+    answer(context, campaign_id, a="accepted", b="accepted")
+    controller.step()
+    assert campaign(context, campaign_id).state == "recruiting"  # c has not answered
+    answer(context, campaign_id, c="declined")
+    controller.step()
+    assert campaign(context, campaign_id).state == "running"
+    with context.database.reading() as session:
+        job = session.get_one(Job, job_id(campaign_id))
+        assert (job.kind, job.payload) == ("campaign", {"campaign_id": campaign_id})
+
+    controller.step()
+    assert campaign(context, campaign_id).state == "running"
+    finish_job(context, campaign_id)
+    spool = context.layout.jobs / job_id(campaign_id) / "updates" / "round-9"
+    spool.mkdir(parents=True)
+    controller.step()
+    row = campaign(context, campaign_id)
+    assert (row.state, row.candidate_id) == ("gating", f"candidate-{campaign_id}")
+    with context.database.transaction() as session:
+        candidate = session.get_one(Candidate, row.candidate_id)
+        assert (candidate.origin, candidate.parent_release, candidate.campaign_id, candidate.metrics) == (
+            "federated",
+            "digits-r1",
+            campaign_id,
+            {"device_accuracy": 0.9},
+        )
+        candidate.state = "passed"
+    controller.step()
+    assert campaign(context, campaign_id).state == "finished"
+    assert not spool.parent.exists()
+    with context.database.reading() as session:
+        actions = session.scalars(
+            sa.text("SELECT action FROM audit WHERE subject = :id ORDER BY sequence").bindparams(id=campaign_id)
+        ).all()
+        assert actions == [f"campaign.{event}" for event in ("start", "recruit", "start", "deliver", "pass")]
+        assert ledger.verify(session) is None
+
+
+def test_a_step_repeated_by_a_restarted_process_changes_nothing_and_invites_again(
+    context: ServerContext, broker: Broker
+) -> None:
+    campaign_id = start(context)
+    for _ in range(3):
+        CampaignController(context, broker).step()
+    names = [name for name, _, _ in broker.commands]
+    assert sorted(names) == sorted(["a", "b", "c"] * 3)
+    assert len({command.command_id for _, command, _ in broker.commands}) == 1
+    assert campaign(context, campaign_id).state == "recruiting"
+
+
+def test_an_invitation_is_not_repeated_at_every_step(
+    controller: CampaignController, context: ServerContext, broker: Broker
+) -> None:
+    start(context)
+    for _ in range(5):
+        controller.step()
+    assert len(broker.commands) == 3
+
+
+def test_a_broker_that_is_away_loses_nothing(context: ServerContext, broker: Broker) -> None:
+    campaign_id = start(context)
+    broker.away = True
+    CampaignController(context, broker).step()
+    assert campaign(context, campaign_id).state == "recruiting"
+    broker.away = False
+    CampaignController(context, broker).step()
+    assert len(broker.commands) == 3
+
+
+def test_only_those_who_can_are_invited_and_late_comers_too(
+    context: ServerContext, controller: CampaignController, broker: Broker
+) -> None:
+    with context.database.transaction() as session:
+        session.get_one(Device, "b").online = False
+        session.get_one(Device, "c").labelled_samples = 3
+    campaign_id = start(context)
+    controller.step()
+    assert [name for name, _, _ in broker.commands] == ["a"]
+    assert "b: offline" in campaign(context, campaign_id).detail
+    assert "c: 3 labelled samples" in campaign(context, campaign_id).detail
+    with context.database.transaction() as session:
+        session.get_one(Device, "b").online = True
+    controller.step()
+    assert [name for name, _, _ in broker.commands] == ["a", "b"]
+
+
+def test_the_cohort_decides(context: ServerContext, controller: CampaignController, broker: Broker) -> None:
+    with context.database.transaction() as session:
+        session.get_one(Device, "b").labels = {"site": "north"}
+    campaign_id = start(context, cohort_id="north")
+    controller.step()
+    assert [name for name, _, _ in broker.commands] == ["b"]
+    assert campaign(context, campaign_id).cohort_id == "cohort-7"
+
+
+def test_too_few_devices_fail_at_the_deadline_with_the_reason(
+    context: ServerContext, controller: CampaignController
+) -> None:
+    campaign_id = start(context, settings={"minimum_devices": 3, "recruiting_deadline_ms": 1000})
+    controller.step()
+    answer(context, campaign_id, a="accepted", b="declined")
+    age(context, campaign_id, 2000)
+    controller.step()
+    row = campaign(context, campaign_id)
+    assert (row.state, row.detail) == ("failed", "1 of at least 3 devices accepted (b: declined; c: invited)")
+    with context.database.reading() as session:
+        assert session.get(Job, job_id(campaign_id)) is None
+
+
+def test_a_job_that_gave_up_fails_the_campaign(context: ServerContext, controller: CampaignController) -> None:
+    campaign_id = start(context)
+    controller.step()
+    answer(context, campaign_id, a="accepted", b="accepted", c="accepted")
+    controller.step()
+    finish_job(context, campaign_id, state="failed", error="round 2 of 2: 1 of at least 2 devices answered")
+    controller.step()
+    row = campaign(context, campaign_id)
+    assert (row.state, row.detail, row.candidate_id) == (
+        "failed",
+        "round 2 of 2: 1 of at least 2 devices answered",
+        "",
+    )
+
+
+def test_a_rejected_candidate_fails_the_campaign_and_names_the_gates(
+    context: ServerContext, controller: CampaignController
+) -> None:
+    campaign_id = start(context)
+    controller.step()
+    answer(context, campaign_id, a="accepted", b="accepted", c="accepted")
+    controller.step()
+    finish_job(context, campaign_id)
+    controller.step()
+    with context.database.transaction() as session:
+        candidate = session.get_one(Candidate, f"candidate-{campaign_id}")
+        candidate.state = "rejected"
+        candidate.gates = {"gates": [{"name": "champion", "passed": False}, {"name": "size", "passed": True}]}
+    controller.step()
+    row = campaign(context, campaign_id)
+    assert row.state == "failed"
+    assert row.detail == f"candidate-{campaign_id} failed the gates champion"
+
+
+@pytest.mark.parametrize(("steps", "state"), [(2, "running"), (3, "gating")])
+def test_no_state_lasts_for_ever(
+    context: ServerContext, controller: CampaignController, steps: int, state: str
+) -> None:
+    campaign_id = start(context)
+    controller.step()
+    answer(context, campaign_id, a="accepted", b="accepted", c="accepted")
+    controller.step()
+    if steps == 3:
+        finish_job(context, campaign_id)
+        controller.step()
+    assert campaign(context, campaign_id).state == state
+    age(context, campaign_id, 24 * 3_600_000)
+    controller.step()
+    row = campaign(context, campaign_id)
+    assert row.state == "failed"
+    assert "waited" in row.detail
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_an_aborted_campaign_stays_where_it_is(
+    context: ServerContext, controller: CampaignController, accepted: bool
+) -> None:
+    campaign_id = start(context)
+    controller.step()
+    if accepted:
+        answer(context, campaign_id, a="accepted", b="accepted", c="accepted")
+        controller.step()
+    with context.database.transaction() as session:
+        service.abort_campaign(session, campaign_id, reason="wrong cohort", actor="ada")
+    controller.step()
+    row = campaign(context, campaign_id)
+    assert (row.state, row.detail) == ("aborted", "wrong cohort")
+    with context.database.transaction() as session, pytest.raises(ConflictError, match="is aborted"):
+        service.abort_campaign(session, campaign_id, reason="again", actor="ada")
+
+
+def count(context: ServerContext) -> int:
+    with context.database.reading() as session:
+        return int(session.scalar(sa.select(sa.func.count()).select_from(Campaign)) or 0)
+
+
+BAD_REQUESTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "task": ({"task": "poetry"}, InvalidRequestError, "task: expected one of"),
+    "strategy": ({"strategy": "fedmagic"}, InvalidRequestError, "strategy: expected one of fedavg, fedprox"),
+    "setting": (
+        {"settings": {"rounds": 0}},
+        InvalidRequestError,
+        "settings.rounds: expected an integer from 1 to 1000",
+    ),
+    "unknown setting": ({"settings": {"epochs": 3}}, InvalidRequestError, "settings.epochs"),
+    "cohort": ({"cohort_id": "nobody"}, NotFoundError, "no cohort 'nobody'"),
+    "incident": ({"incident_id": "incident-9"}, NotFoundError, "no incident"),
+    "no champion": ({"task": "har"}, ConflictError, "no champion"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_requests_change_nothing(context: ServerContext, name: str) -> None:
+    changes, error, text = BAD_REQUESTS[name]
+    with pytest.raises(error, match=text):
+        start(context, **changes)
+    assert count(context) == 0
+    with context.database.reading() as session:
+        assert ledger.head(session)[0] == 0
+
+
+def test_one_campaign_of_a_task_at_a_time(context: ServerContext) -> None:
+    first = start(context)
+    with pytest.raises(ConflictError, match=f"campaign {first} of task digits is still approved"):
+        start(context)
+    with context.database.transaction() as session:
+        service.abort_campaign(session, first, reason="enough", actor="ada")
+        with pytest.raises(InvalidRequestError, match="reason"):
+            service.abort_campaign(session, first, reason=" ", actor="ada")
+    start(context)
+    assert count(context) == 2
+
+
+def test_an_incident_may_ask(context: ServerContext) -> None:
+    with context.database.transaction() as session:
+        session.add(
+            Incident(
+                id="incident-1",
+                kind="drift",
+                task="digits",
+                release_id="digits-r1",
+                state="approved",
+                severity="act",
+                device_ids=["a"],
+                opened_ms=1,
+                updated_ms=1,
+            )
+        )
+    assert campaign(context, start(context, incident_id="incident-1")).incident_id == "incident-1"
+
+
+def test_a_base_release_that_cannot_be_trained_fails_at_once(
+    context: ServerContext, controller: CampaignController
+) -> None:
+    with context.database.transaction() as session:
+        session.get_one(Release, "digits-r1").train_step_sha256 = ""
+    campaign_id = start(context)
+    controller.step()
+    assert campaign(context, campaign_id).state == "failed"
+    assert "no training step" in campaign(context, campaign_id).detail

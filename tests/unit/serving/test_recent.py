@@ -1,0 +1,46 @@
+"""The ring of answered requests: bounded in rows and in bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from skerry_agent.serving.recent import AnsweredRequest, RecentRequests
+
+
+def request(rows: int = 1, elements: int = 4) -> AnsweredRequest:
+    return AnsweredRequest(np.zeros((rows, elements), dtype=np.float32), (0,) * rows, ("a",), "r1")
+
+
+def test_the_oldest_go_when_there_are_too_many_rows() -> None:
+    recent = RecentRequests(row_limit=5)
+    recent.add("one", request(2))
+    recent.add("two", request(3))
+    assert recent.find("one") is not None
+    recent.add("three", request(1))
+    assert recent.find("one") is None
+    assert [recent.find(i) is not None for i in ("two", "three")] == [True, True]
+
+
+def test_bytes_are_bounded_too() -> None:
+    recent = RecentRequests(row_limit=1000, byte_limit=100)
+    for index in range(10):
+        recent.add(str(index), request(1, elements=10))  # 40 bytes
+    assert len(recent) == 2
+    assert recent.find("9") is not None
+
+
+def test_a_request_larger_than_the_ring_is_not_remembered() -> None:
+    recent = RecentRequests(row_limit=5)
+    recent.add("one", request(1))
+    recent.add("big", request(6))
+    assert len(recent) == 0
+
+
+def test_a_reused_id_names_the_newest() -> None:
+    recent = RecentRequests(row_limit=5)
+    first, second = request(2), request(3)
+    recent.add("same", first)
+    recent.add("same", second)
+    assert recent.find("same") is second
+    recent.add("other", request(2))
+    assert len(recent) == 2

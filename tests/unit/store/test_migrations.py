@@ -1,0 +1,50 @@
+"""The revisions make what tables.py says, on every start, also when two processes start at once."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from skerry_server.errors import PlatformError
+from skerry_server.store.database import Database
+from skerry_server.store.migrate import upgrade, upgrade_database
+from skerry_server.store.tables import Base
+
+
+def test_the_newest_revision_is_what_the_tables_say() -> None:
+    database = Database("sqlite://")
+    upgrade_database(database)
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_an_upgrade_keeps_rows_and_can_be_repeated(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    upgrade(url)
+    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+        connection.execute("INSERT INTO cohorts VALUES ('all', 'all', '{}', 1)")
+    upgrade(url)
+    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+        assert connection.execute("SELECT id FROM cohorts").fetchall() == [("all",)]
+
+
+def test_two_processes_may_upgrade_at_once(tmp_path: Path) -> None:
+    program = "import sys; from skerry_server.store.migrate import upgrade; upgrade(sys.argv[1])"
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    processes = [subprocess.Popen([sys.executable, "-c", program, url], stderr=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == 0, errors.decode()
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(PlatformError, match="cannot be upgraded"):
+        upgrade(f"sqlite:///{tmp_path / 'missing' / 'store.sqlite'}")
+    assert list(tmp_path.iterdir()) == []
