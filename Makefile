@@ -41,7 +41,7 @@ check: install ## Style, types, import directions, freshness of generated code
 	$(BIN)/python scripts/generate_proto.py --check
 
 unit: install ## Every test but the soak runs
-	scripts/install-system-packages.sh mosquitto chromium debootstrap
+	scripts/install-system-packages.sh mosquitto mosquitto-clients chromium debootstrap
 	$(BIN)/pytest -m "not soak" --durations=15
 
 soak: install ## The long runs

@@ -174,7 +174,16 @@ def _network_rows(network: str, times: dict[str, list[list[float]]], rss: float)
         ),
         row("HTTP door, binary", "HTTP door", "none", None, "session.run", "HTTP echo"),
         row("tritonclient, gRPC door", "tritonclient gRPC", "none", None, "session.run", "gRPC echo"),
-        Row(f"{network}: serving process", "MB RSS", rss, {}, None, "<= 150 with the control process", rss <= 150),
+        # Control is not started here, so this row can only show that the budget is missed, not that it is kept.
+        Row(
+            f"{network}: serving process alone",
+            "MB RSS",
+            rss,
+            {},
+            None,
+            "<= 150 with control",
+            False if rss > 150 else None,
+        ),
     ]
 
 
@@ -192,16 +201,17 @@ def _bench_drift() -> list[Row]:
     )
     features = rng.normal(size=(1, FEATURES)).astype(np.float32)
     scores = rng.normal(size=(1, len(CLASSES))).astype(np.float32)
-    requests = 20_000
-    started = time.perf_counter()
-    for _ in range(requests):
-        accumulator.record(features, scores, 100.0)
-    micros = (time.perf_counter() - started) / requests * 1e6
-    copies = time.perf_counter()
     block = np.empty((256, FEATURES), dtype=np.float32)
-    for index in range(requests):
-        block[index % 256] = features[0]
-    copy_micros = (time.perf_counter() - copies) / requests * 1e6
+
+    def record() -> None:
+        accumulator.record(features, scores, 100.0)
+
+    def copy() -> None:
+        block[0] = features[0]
+
+    # Turns of 1,024 requests, so that every turn has its share of counting full blocks.
+    turns = {name: [_mean_micros(call, 1024) for _ in range(20)] for name, call in (("ours", record), ("copy", copy))}
+    micros, copy_micros = statistics.median(turns["ours"]), statistics.median(turns["copy"])
     spread = rng.normal(size=(1000, FEATURES)).astype(np.float32)
     reports.clear()
     for start in range(0, 1000, 50):
@@ -222,6 +232,13 @@ def _bench_drift() -> list[Row]:
         ),
         Row("drift: report of 10 features", "bytes", size, {}, None, "<= 1024 bytes", size <= 1024),
     ]
+
+
+def _mean_micros(call: Callable[[], None], times: int) -> float:
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - started) / times * 1e6
 
 
 def _interleave(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:

@@ -16,8 +16,8 @@ from skerry_agent.policy.eligibility import Conditions, Limits, device_obstacle
 from skerry_agent.policy.pause import TrainingPause
 from skerry_agent.policy.sensors import Power, power, temperature_c
 from skerry_agent.update.slots import read_pointer, read_slot
+from skerry_agent.update.snapshot import UpdateSnapshot
 from skerry_agent.update.update_machine import SETTLED
-from skerry_agent.update.updater import UpdateSnapshot
 from skerry_contract.signing import EnvelopeVerifier
 from skerry_contract.v1.agent_local_pb2 import ServingStatus
 from skerry_contract.v1.device_pb2 import ReportedState

@@ -19,6 +19,7 @@ from skerry_agent.control.loop import (
 from skerry_agent.control.observer import Observer, limits_of
 from skerry_agent.control.serving_client import ServingClient
 from skerry_agent.engine.device_class import detect_device_class
+from skerry_agent.errors import DeviceError
 from skerry_agent.link.connections import control_connection, data_connection, presence
 from skerry_agent.link.outbox import Outbox
 from skerry_agent.link.reported import Reporter, Revisions
@@ -55,7 +56,10 @@ def run(root: Path, *, prover: Prover | None = None, stop: threading.Event | Non
     config = load_config(layout)
     device = config.device_id
     boot_id = new_id("boot")
-    verifier = Ed25519Verifier([bytes.fromhex(key) for key in config.release_keys])
+    try:
+        verifier = Ed25519Verifier([bytes.fromhex(key) for key in config.release_keys])
+    except ValueError as error:
+        raise DeviceError(f"{layout.config}: release_keys: {error}", remedy="enrol the device again") from error
     outbox = Outbox(
         layout.outbox, device_id=device, message_limit=config.outbox_messages, byte_limit=config.outbox_bytes
     )

@@ -30,10 +30,13 @@ from skerry_agent.engine.leases import Swappable
 from skerry_agent.engine.loader import LoadedRelease, load_release
 from skerry_agent.engine.model import ModelSpec, Prediction
 from skerry_agent.errors import ArtifactError, DeviceError, InputError
-from skerry_agent.update.slots import SlotName, other_slot, read_pointer, read_slot
+from skerry_agent.update.slots import Pointer, SlotName, other_slot, read_pointer, read_slot
 from skerry_contract.signing import Ed25519Verifier, EnvelopeVerifier
 
 _log = logging.getLogger(__name__)
+
+#: How long :meth:`Engine.close` waits for requests that run (s).
+DRAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Engine:
         device_class: Which variants may run.
         limits: When a drift window closes.
         open_sink: Gives the outbox of the drift reports.
+        follow: Whether to activate what the pointer of the data directory names when it changes.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Engine:
         device_class: str,
         limits: WindowLimits,
         open_sink: Callable[[], ReportSink],
+        follow: bool,
     ) -> None:
         self._layout = layout
         self._verifier = verifier
@@ -100,6 +105,8 @@ class Engine:
         self._activation = threading.Lock()
         self._detail = ""
         self._closed = False
+        self._follow = follow
+        self._seen: Pointer | None = None
         self._reporter = Reporter(open_sink, tick=self._tick)
 
     @classmethod
@@ -111,6 +118,7 @@ class Engine:
         backends: Mapping[str, Backend] | None = None,
         device_class: str | None = None,
         open_sink: Callable[[], ReportSink] | None = None,
+        follow: bool = True,
     ) -> Engine:
         """Open the active release of an enrolled device.
 
@@ -123,6 +131,8 @@ class Engine:
             backends: Inference runtimes; :data:`~skerry_agent.engine.backends.BACKENDS` by default.
             device_class: Found out by default.
             open_sink: Where drift reports go; the device's outbox by default.
+            follow: Activate a new release within about a second after the agent has switched to it. The serving
+                process says False: it is told when to switch.
 
         Raises:
             DeviceError: The device is not enrolled, or its configuration is broken.
@@ -136,6 +146,7 @@ class Engine:
             device_class=detect_device_class() if device_class is None else device_class,
             limits=WindowLimits(settings.window_requests, settings.window_seconds),
             open_sink=open_sink if open_sink is not None else lambda: open_outbox(layout, settings),
+            follow=follow,
         )
         engine._load_at_start()
         return engine
@@ -245,7 +256,8 @@ class Engine:
                 return
             self._closed = True
             self._detail = "the engine is closed"
-            self._models.replace(None)
+        if not self._models.drain(DRAIN_SECONDS):
+            _log.error("requests still run after %g s; their drift window is lost", DRAIN_SECONDS)
         self._reporter.close()
 
     def __enter__(self) -> Engine:
@@ -269,12 +281,29 @@ class Engine:
         self._counters.release_changed()
 
     def _tick(self) -> None:
+        """Once a second, on the reporter's thread."""
+        if self._follow:
+            self._follow_pointer()
         lease = self._models.acquire()
         if lease is not None:
             try:
                 lease.value.drift.tick()
             finally:
                 lease.release()
+
+    def _follow_pointer(self) -> None:
+        """Activate what the pointer names, once per change: a release that is refused is not tried again and again."""
+        try:
+            pointer = read_pointer(self._layout)
+            if pointer is None or pointer == self._seen:
+                return
+            self._seen = pointer
+            active = self._models.current
+            if active is None or active.release.model.spec.release_id != pointer.release_id:
+                self.activate(pointer.slot, release_id=pointer.release_id)
+        except (ArtifactError, DeviceError) as error:
+            _log.error("the release that the pointer names is refused: %s", error)
+            self._detail = str(error)
 
     def _load_at_start(self) -> None:
         reasons: list[str] = []
@@ -295,6 +324,7 @@ class Engine:
         except ArtifactError as error:
             reasons.append(error.reason)
             return self._slots_by_sequence()
+        self._seen = pointer
         if pointer is None:
             return []
         previous = pointer.previous_slot

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         run(AgentLayout(Path(arguments[0])), stop)
-    except DeviceError as error:
+    except (DeviceError, OSError) as error:
         print(f"skerry-agent serving: {error}", file=sys.stderr)
         return 1
     return 0

@@ -210,6 +210,11 @@ class HttpDoor:
             self.stop()
             raise DeviceError("the HTTP door did not start", remedy="see the log of the serving process")
 
+    @property
+    def alive(self) -> bool:
+        """Whether the door's thread runs."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Finish the requests that run, refuse new ones, end the thread."""
         self._server.should_exit = True

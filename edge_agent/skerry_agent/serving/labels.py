@@ -132,11 +132,12 @@ class LabelDesk:
             reported = 0
             try:
                 store = self._opened_store()
-                for report in store.pending_reports():
+                for pending in store.pending():
                     if self._sink is None:
                         self._sink = self._open_sink()
+                    report = pending.report()
                     self._sink.enqueue(UplinkMessage(label=report))
-                    store.settle(report)
+                    store.settle(pending)
                     reported += report.labelled
             except (AgentError, OSError):
                 _log.exception("labels cannot be reported yet")

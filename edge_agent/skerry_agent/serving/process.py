@@ -53,7 +53,7 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_one(layout.run / "serving.lock"))
         layout.serving_file.unlink(missing_ok=True)
-        engine = stack.enter_context(Engine.open(layout.root, config=config))
+        engine = stack.enter_context(Engine.open(layout.root, config=config, follow=False))
         labels = stack.enter_context(contextlib.closing(_label_desk(layout, config)))
         doors = _Doors(engine, labels, layout, config)
         stack.callback(doors.stop)
@@ -66,6 +66,8 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
         gc.freeze()
         while not stop.wait(LABEL_REPORT_SECONDS):
             labels.labels.report()
+            if not doors.http.alive:
+                raise DeviceError("the HTTP door has ended", remedy="see the log; the supervisor starts serving again")
         _log.info("stopping: requests under way are finished")
 
 

@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 #: How long a process waits for another one's transaction (s).
 BUSY_SECONDS = 10.0
+#: Most classes whose confusion fits into one message for the control plane.
+CONFUSION_CLASSES = 128
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS samples (
@@ -78,6 +80,35 @@ class JoinedPrediction:
     release_id: str
     classes: int
     predicted: int
+
+
+@dataclass(frozen=True)
+class PendingLabels:
+    """Labels of one release that the control plane has not been told of.
+
+    Attributes:
+        release_id: Release that answered.
+        classes: Number of its classes.
+        counts: (label, predicted) to how often, >= 1.
+    """
+
+    release_id: str
+    classes: int
+    counts: dict[tuple[int, int], int]
+
+    def report(self) -> LabelReport:
+        """The message. With more than :data:`CONFUSION_CLASSES` classes it carries no confusion, only the sums."""
+        table = [0] * (self.classes * self.classes if self.classes <= CONFUSION_CLASSES else 0)
+        if table:
+            for (label, predicted), count in self.counts.items():
+                table[label * self.classes + predicted] = count
+        return LabelReport(
+            release_id=self.release_id,
+            classes=self.classes,
+            labelled=sum(self.counts.values()),
+            correct=sum(count for (label, predicted), count in self.counts.items() if label == predicted),
+            confusion=table,
+        )
 
 
 @dataclass(frozen=True)
@@ -199,40 +230,28 @@ class LabelledStore:
             ).fetchone()
         return int(found[0])
 
-    def pending_reports(self) -> list[LabelReport]:
-        """Confusion that was not settled yet, one report per release; raises DeviceError."""
+    def pending(self) -> list[PendingLabels]:
+        """Counts that were not settled yet, one entry per release; raises DeviceError."""
         with self._reading() as connection:
             rows = connection.execute(
                 "SELECT release_id, classes, label, predicted, count FROM confusion ORDER BY release_id, classes"
             ).fetchall()
-        tables: dict[tuple[str, int], list[int]] = {}
+        found: dict[tuple[str, int], dict[tuple[int, int], int]] = {}
         for release_id, classes, label, predicted, count in rows:
-            table = tables.setdefault((release_id, classes), [0] * (classes * classes))
-            table[label * classes + predicted] = count
-        return [
-            LabelReport(
-                release_id=release_id,
-                classes=classes,
-                labelled=sum(table),
-                correct=sum(table[:: classes + 1]),
-                confusion=table,
-            )
-            for (release_id, classes), table in tables.items()
-        ]
+            found.setdefault((release_id, classes), {})[label, predicted] = count
+        return [PendingLabels(release_id, classes, counts) for (release_id, classes), counts in found.items()]
 
-    def settle(self, report: LabelReport) -> None:
-        """Take a report, which the outbox holds now, off what is pending.
+    def settle(self, labels: PendingLabels) -> None:
+        """Take counts, which the outbox holds now, off what is pending.
 
         Raises:
-            DeviceError: The store cannot be written; the report stays pending.
+            DeviceError: The store cannot be written; the counts stay pending.
         """
         with self._transaction() as cursor:
-            for index, count in enumerate(report.confusion):
-                if count:
-                    label, predicted = divmod(index, report.classes)
-                    settled = (count, report.release_id, report.classes, label, predicted)
-                    cursor.execute(_REMOVE_SETTLED, settled)
-                    cursor.execute(_REDUCE_SETTLED, settled)
+            for (label, predicted), count in labels.counts.items():
+                settled = (count, labels.release_id, labels.classes, label, predicted)
+                cursor.execute(_REMOVE_SETTLED, settled)
+                cursor.execute(_REDUCE_SETTLED, settled)
 
     def close(self) -> None:
         """Close the file."""

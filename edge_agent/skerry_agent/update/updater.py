@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.files import DISK, Disk, remove_leftovers
@@ -25,6 +25,7 @@ from skerry_agent.update.download import FULL
 from skerry_agent.update.journal import Journal, count_failure, read_journal, write_journal
 from skerry_agent.update.pointer_keeper import PointerKeeper
 from skerry_agent.update.ports import DownloadProgress, Downloads, Prover, Serving
+from skerry_agent.update.snapshot import UpdateSnapshot
 from skerry_agent.update.stage import inactive_slot, stage
 from skerry_agent.update.update_machine import DEADLINES_S, RESUMES, SETTLED, SWITCHED, Event, State, advance
 from skerry_contract.signing import EnvelopeVerifier
@@ -41,29 +42,6 @@ TROUBLE_S = 5.0
 def unix_ms() -> int:
     """Milliseconds since 1970, by a clock that may be wrong."""
     return time.time_ns() // 1_000_000
-
-
-@dataclass(frozen=True)
-class UpdateSnapshot:
-    """What the device says about its update.
-
-    Attributes:
-        state: State of the machine.
-        detail: What it waits for, or the error.
-        desired_sequence: Newest accepted desired state.
-        target_release: Release that is, or was last, worked on.
-        rollout_id: Rollout that asked for it.
-        progress: Of the download.
-        health_period_ms: Wanted by the control plane; 0 if it did not say.
-    """
-
-    state: State
-    detail: str
-    desired_sequence: int
-    target_release: str
-    rollout_id: str
-    progress: DownloadProgress
-    health_period_ms: int
 
 
 class Updater:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
+
+
+@contextlib.contextmanager
+def separate_randomness() -> Iterator[None]:
+    """Whatever is drawn inside, by constructors of layers for example, leaves torch's global state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        yield
 
 
 def initialise(network: torch.nn.Module, seed: int) -> None:

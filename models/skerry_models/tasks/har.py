@@ -54,15 +54,17 @@ class HarTask:
         "gyro_z_rms",
         "jerk_rms",
     )
-    default_training = TrainingDefaults(epochs=12, batch_size=32, learning_rate=0.01, momentum=0.9)
-    default_campaign = CampaignDefaults(rounds=10, local_epochs=2, batch_size=32, learning_rate=0.01, proximal_mu=0.0)
+    default_training = TrainingDefaults(epochs=10, batch_size=32, learning_rate=0.01, momentum=0.9)
+    default_campaign = CampaignDefaults(rounds=10, local_epochs=2, batch_size=32, learning_rate=0.005, proximal_mu=0.0)
     drift_name = "worn rotated"
 
     def create_network(self, seed: int) -> torch.nn.Module:
         """See :class:`~skerry_models.task.Task`."""
         from skerry_models.networks.har import HarNetwork
+        from skerry_models.networks.initialise import separate_randomness
 
-        return HarNetwork(len(self.classes), seed)
+        with separate_randomness():
+            return HarNetwork(len(self.classes), seed)
 
     def create_features(self) -> torch.nn.Module:
         """See :class:`~skerry_models.task.Task`."""

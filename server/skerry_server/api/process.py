@@ -6,10 +6,12 @@ Invariants: both doors open or none does; on a signal, streams are ended, runnin
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -30,11 +32,24 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """Ends the event streams as soon as a signal comes; uvicorn alone would wait for them."""
+    """Ends the event streams as soon as a signal comes, and then the process by its own way out.
+
+    uvicorn alone would wait for the streams, and raise the signal again before anything else could be closed.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn."""
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn; runs in the main thread, between two steps of the loop."""

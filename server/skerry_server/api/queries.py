@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 from skerry_server.api.paging import Condition, Filter, Listing
 from skerry_server.errors import InvalidRequestError, NotFoundError
 from skerry_server.fleet.service import cohort_device_ids
-from skerry_server.monitoring.judge import CLOSING
 from skerry_server.store.tables import (
     ApiToken,
     AuditRow,
@@ -40,6 +39,9 @@ from skerry_server.store.tables import (
 )
 
 Row = TypeVar("Row", bound=Base)
+
+#: Verdicts that say something about a window: those of ``monitoring.judge``, which this process need not load.
+TELLING_VERDICTS = frozenset({"ok", "suspect", "drift", "data_quality"})
 
 
 def _equals(column: Any) -> Filter:
@@ -259,7 +261,7 @@ def latest_drift(session: Session, task: str = "") -> Sequence[DriftWindow]:
         .join(Device, sa.and_(Device.id == DriftWindow.device_id, Device.active_release == DriftWindow.release_id))
         .where(
             DriftWindow.judged.is_(True),
-            DriftWindow.verdict["status"].as_string().in_(CLOSING),
+            DriftWindow.verdict["status"].as_string().in_(TELLING_VERDICTS),
             Device.revoked.is_(False),
         )
         .group_by(DriftWindow.device_id)

@@ -172,6 +172,8 @@ def _failure(response: httpx.Response, url: str) -> SkerryError:
     match kind:
         case "not-found" if field:
             return NotFoundError(field, got)
+        case "not-found":
+            return PlatformError(f"{response.url} is not there", remedy="check the address of the control plane")
         case "conflict":
             return ConflictError(message)
         case "invalid":

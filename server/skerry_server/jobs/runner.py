@@ -128,7 +128,7 @@ class JobRunner:
             running = queue.running_jobs(session)
         for job in running:
             if job.id not in self._children and not _is_alive(job):
-                self._lose(job.id, job.attempts, "its process was gone when the control plane started")
+                self._lose(job.id, job.attempts, "its process is gone")
 
     def _lose(self, job_id: str, attempt: int, reason: str) -> None:
         try:
@@ -149,14 +149,18 @@ class JobRunner:
         layout = self._context.layout
         layout.logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-        with (layout.logs / f"{job.id}.log").open("ab") as output:
-            process = subprocess.Popen(
-                [*self._command, str(layout.root), job.id, str(job.attempts)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
+        try:
+            with (layout.logs / f"{job.id}.log").open("ab") as output:
+                process = subprocess.Popen(
+                    [*self._command, str(layout.root), job.id, str(job.attempts)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                )
+        except OSError as error:
+            self._lose(job.id, job.attempts, f"its process could not be started: {error}")
+            return False
         self._children[job.id] = _Child(process, job.attempts)
         log.info("job %s (%s): attempt %d in process %d", job.id, job.kind, job.attempts, process.pid)
         return True
@@ -165,7 +169,7 @@ class JobRunner:
 def _describe_exit(status: int) -> str:
     if status < 0:
         return f"the process was killed by {signal.Signals(-status).name}"
-    return f"the process ended with status {status} and said nothing"
+    return f"the process ended with status {status} and wrote no result; its log says more"
 
 
 def _is_alive(job: Job) -> bool:

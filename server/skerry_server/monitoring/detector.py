@@ -44,8 +44,9 @@ class Comparison:
         psi: Population stability index, biased upwards.
         bias: What psi is expected to be without drift, (cells - 1)(1/n + 1/m) x dispersion.
         psi_corrected: psi - bias; without drift around 0, so it may be negative.
-        statistic: Pearson's chi-square of homogeneity, divided by the dispersion.
-        p: Its p-value, ``cells - 1`` degrees of freedom; 1 where both lie in one cell.
+        statistic: Pearson's chi-square of homogeneity, divided by the dispersion; ``cells - 1`` degrees of freedom.
+        trend: The chi-square of trend, which sees a shift sooner, divided by the dispersion; 0 for unordered cells.
+        p: p-value of both together, twice the smaller one; 1 where both samples lie in one cell.
     """
 
     n: float
@@ -55,6 +56,7 @@ class Comparison:
     bias: float
     psi_corrected: float
     statistic: float
+    trend: float
     p: float
 
 
@@ -118,14 +120,33 @@ def chi_square(baseline: Array, current: Array) -> tuple[float, int]:
     return statistic, int(total.size - 1)
 
 
-def compare(baseline: Array, current: Array, *, dispersion: float = 1.0) -> Comparison:
-    """Compare a window with its baseline, feature by feature.
+def trend_square(baseline: Array, current: Array) -> float:
+    """Chi-square of trend with one degree of freedom: did the mean normal score of the pooled ranks move?
+
+    The two-sample van der Waerden test on grouped data. Like :func:`chi_square` it is conditional on the pooled
+    counts. Against a shift of 0.25 standard deviations at n = 500, m = 1,000 it has a p-value of some 1e-5 where the
+    test of all cells has 0.01; against other changes it may see nothing, hence both.
+    """
+    pooled = baseline + current
+    total, m, n = float(pooled.sum()), float(baseline.sum()), float(current.sum())
+    scores = stats.norm.ppf((np.cumsum(pooled) - pooled / 2 + 1e-9) / (total + 2e-9))
+    center = float(scores @ pooled) / total
+    variance = float((scores - center) ** 2 @ pooled) / total
+    if variance <= 0:
+        return 0.0
+    difference = float(scores @ current) / n - float(scores @ baseline) / m
+    return difference**2 / (variance * (1 / n + 1 / m))
+
+
+def compare(baseline: Array, current: Array, *, dispersion: float = 1.0, ordered: bool = True) -> Comparison:
+    """Compare a window with its baseline, one feature.
 
     Args:
         baseline: float64 [B].
         current: float64 [B].
         dispersion: At least 1; how many times the counts vary more than independent rows would (see
-            :func:`dispersion`). Divides the statistic (quasi-likelihood: McCullagh & Nelder 1989, section 4.5).
+            :func:`dispersion`). Divides the statistics (quasi-likelihood: McCullagh & Nelder 1989, section 4.5).
+        ordered: Whether the cells have an order, as intervals have and classes have not.
 
     Raises:
         ValueError: Shapes differ, or a sample is empty.
@@ -142,7 +163,11 @@ def compare(baseline: Array, current: Array, *, dispersion: float = 1.0) -> Comp
     statistic, freedom = chi_square(b, c)
     statistic /= dispersion
     p = float(stats.chi2.sf(statistic, freedom)) if freedom else 1.0
-    return Comparison(n, m, int(b.size), value, bias, value - bias, statistic, p)
+    trend = 0.0
+    if ordered and freedom:
+        trend = trend_square(b, c) / dispersion
+        p = min(1.0, 2 * min(p, float(stats.chi2.sf(trend, 1))))
+    return Comparison(n, m, int(b.size), value, bias, value - bias, statistic, trend, p)
 
 
 def dispersion(windows: Sequence[Sequence[Array]]) -> float:
@@ -301,4 +326,5 @@ def _log_dirichlet_multinomial(counts: Array, alpha: Array) -> Array:
     """Log-likelihood of sequences of draws with these counts (no multinomial coefficient: it cancels in ratios)."""
     total = float(alpha.sum())
     cells: Array = (special.gammaln(alpha + counts) - special.gammaln(alpha)).sum(axis=-1)
-    return cells + special.gammaln(total) - special.gammaln(total + counts.sum(axis=-1))
+    whole: Array = special.gammaln(total + counts.sum(axis=-1)) - special.gammaln(total)
+    return np.asarray(cells - whole)

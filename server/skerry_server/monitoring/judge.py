@@ -203,7 +203,10 @@ def judge(evidence: Evidence, settings: DriftSettings) -> dict[str, Any]:
     }
     if evidence.prediction_baseline is not None and evidence.look.predictions.sum() > 0:
         results[PREDICTIONS] = detector.compare(
-            limit_weight(evidence.prediction_baseline), limit_weight(evidence.look.predictions), dispersion=spread
+            limit_weight(evidence.prediction_baseline),
+            limit_weight(evidence.look.predictions),
+            dispersion=spread,
+            ordered=False,
         )
     adjusted = _adjusted(results, evidence.peers)
     fleet = _fleet(changes, evidence.peers, settings)
@@ -326,7 +329,8 @@ def _together(name: str, evidence: Evidence, settings: DriftSettings, spread: fl
         windows = [evidence.look, *(look.counts for look in voters)]
         baseline = np.sum([window.features[index] for window in evidence.baseline], axis=0)
         current = np.sum([window.features[index] for window in windows], axis=0)
-    return detector.compare(limit_weight(baseline), limit_weight(current), dispersion=spread).p
+    ordered = name != PREDICTIONS
+    return detector.compare(limit_weight(baseline), limit_weight(current), dispersion=spread, ordered=ordered).p
 
 
 def _detail(flagged: Sequence[str], confirmed: Sequence[str], *, crossed: bool) -> str:

@@ -10,8 +10,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from integration.api.seeding import TOKENS, Seeded, make_context, seed_fleet
+from integration.api.seeding import TOKENS, Seeded, make_context, seed_fleet, write_config
 from skerry_server.api.app import bind, create_app
+from skerry_server.config import ServerLayout
 from skerry_server.context import open_context
 
 
@@ -29,8 +30,9 @@ def seeded(template: Seeded, tmp_path: Path) -> Iterator[Seeded]:
     """A data directory with a fleet, this test's own."""
     folder = tmp_path / "server"
     shutil.copytree(template.folder, folder)
+    config = write_config(ServerLayout(folder))
     context = open_context(folder)
-    yield Seeded(folder, context, template.url)
+    yield Seeded(folder, context, f"http://127.0.0.1:{config.api_port}")
     context.close()
 
 

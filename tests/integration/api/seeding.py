@@ -54,19 +54,10 @@ class Seeded:
 
 def make_context(folder: Path) -> Seeded:
     """An empty control plane with one token per role and the cohort "all"; close its context."""
-    ports = free_ports(6)
-    config = ServerConfig(
-        api_port=ports[0],
-        grpc_port=ports[1],
-        broker_port=ports[2],
-        superlink_fleet_port=ports[3],
-        superlink_serverapp_port=ports[4],
-        superlink_control_port=ports[5],
-    )
     layout = ServerLayout(folder)
     for path in (folder, layout.keys, layout.broker, layout.run):
         path.mkdir(parents=True, exist_ok=True)
-    layout.config.write_text(config.model_dump_json())
+    config = write_config(layout)
     layout.admin_token.write_text(TOKENS["admin"] + "\n")
     for password in (layout.server_password, layout.operator_password):
         password.write_text("a-password-of-mqtt")
@@ -78,6 +69,15 @@ def make_context(folder: Path) -> Seeded:
             digest = hashlib.sha256(token.encode()).hexdigest()
             session.add(ApiToken(token_sha256=digest, name=f"the-{role}", role=role, created_ms=now_ms()))
     return Seeded(folder, context, f"http://127.0.0.1:{config.api_port}")
+
+
+def write_config(layout: ServerLayout) -> ServerConfig:
+    """Write a configuration with ports that are free now."""
+    names = ("api_port", "grpc_port", "broker_port")
+    names += ("superlink_fleet_port", "superlink_serverapp_port", "superlink_control_port")
+    config = ServerConfig.model_validate(dict(zip(names, free_ports(len(names)), strict=True)))
+    layout.config.write_text(config.model_dump_json())
+    return config
 
 
 def free_ports(count: int) -> list[int]:

@@ -23,7 +23,7 @@ HEADERS = {"authorization": f"Bearer {TOKENS['viewer']}"}
 
 @pytest.fixture
 def url(seeded: Seeded) -> str:
-    return f"http://127.0.0.1:{seeded.context.config.api_port}"
+    return seeded.url
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, list[str]]]]:

@@ -60,6 +60,9 @@ class ControlPlane:
         self.link.subscribe(every_device_filter(DeviceTopic.PRESENCE), self._on_presence)
         self.link.subscribe(every_device_filter(DeviceTopic.UP), self._on_uplink)
         self._runner.start()
+        connected = threading.Event()
+        self.link.on_connected(connected.set)
+        assert connected.wait(timeout=20), "the control plane has no connection"
 
     def stop(self) -> None:
         self._runner.stop(deadline_s=10)

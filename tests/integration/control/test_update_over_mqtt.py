@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from integration.control.control_plane import ControlPlane
 from integration.control.device import Device, enrolled
 from integration.link.broker import Broker
+from skerry_agent.control.process import run
+from skerry_agent.errors import DeviceError
 from skerry_agent.link.outbox import Outbox
 from skerry_agent.update.slots import MANIFEST, read_pointer, slot_folder
 from skerry_contract.v1 import device_pb2
@@ -276,3 +279,11 @@ def test_an_instruction_sent_while_the_device_was_away_is_followed(
         assert set(answers()) == {(False, "0 labelled samples, 10000 are needed")}
     finally:
         device.stop()
+
+
+@pytest.mark.parametrize("key", ["zz" * 32, "ab" * 31])
+def test_a_broken_release_key_is_a_clear_error(short_dir: Path, key: str) -> None:
+    layout = enrolled(short_dir / "d", 1, release_keys=[key])
+    with pytest.raises(DeviceError, match=r"release_keys: .*enrol the device again"):
+        run(layout.root, stop=threading.Event())
+    assert not layout.outbox.exists()

@@ -129,8 +129,10 @@ def test_an_operator_reads_the_broker_with_a_password(har: Finished) -> None:
     password = (har.folder / "server" / "keys" / "operator-mqtt-password").read_text().strip()
     host, port = str(state["broker"]).rsplit(":", 1)
     done = subprocess.run(
-        ["mosquitto_sub", "-V", "5", "-h", host.split("//")[-1], "-p", port, "-u", "operator", "-P", password]
-        + ["-t", "skerry/v1/d/+/presence", "-C", "8", "-W", "10", "-F", "%t"],
+        [
+            "mosquitto_sub", "-V", "5", "-h", host.split("//")[-1], "-p", port, "-u", "operator", "-P", password,
+            "-t", "skerry/v1/d/+/presence", "-C", "8", "-W", "10", "-F", "%t",
+        ],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

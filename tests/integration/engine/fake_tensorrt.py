@@ -229,7 +229,7 @@ class _Engine:
         self.num_io_tensors = len(self._tensors)
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self._tensors)[index]
+        return str(list(self._tensors)[index])
 
     def get_tensor_mode(self, name: str) -> str:
         return "INPUT" if name in self._inputs else "OUTPUT"
@@ -238,7 +238,8 @@ class _Engine:
         return tuple(d if isinstance(d, int) else -1 for d in self._tensors[name].shape)
 
     def get_tensor_dtype(self, name: str) -> str:
-        return {"tensor(float)": "FLOAT", "tensor(int64)": "INT64"}[str(self._tensors[name].type)]
+        types = {"tensor(float)": "FLOAT", "tensor(int64)": "INT64"}
+        return types[str(self._tensors[name].type)]
 
     def create_execution_context(self) -> _Context:
         return _Context(self)

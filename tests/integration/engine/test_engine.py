@@ -338,6 +338,23 @@ def test_windows_close_by_rows_of_the_configuration(
     assert [report.rows for report in sink.windows] == [5, 5, 1]
 
 
+def test_it_follows_the_pointer_of_the_agent(
+    layout: AgentLayout, open_engine: OpenEngine, wait_until: Callable[..., None]
+) -> None:
+    install(layout, TinyRelease(release_id="release-one"), "a")
+    broken = install(layout, TinyRelease(release_id="release-two", sequence=2), "b", activate=False)
+    flip_byte(broken.folder / "golden.pb")
+    with open_engine() as engine, open_engine(follow=False) as told:
+        write_pointer(layout, Pointer("b", "release-two", False, previous_slot="a", previous_release="release-one"))
+        wait_until(lambda: "golden.pb" in engine.status().detail, what="the broken release refused")
+        assert engine.status().release_id == "release-one"
+        install(layout, TinyRelease(release_id="release-three", sequence=3), "b", activate=False)
+        write_pointer(layout, Pointer("b", "release-three", False, previous_slot="a", previous_release="release-one"))
+        wait_until(lambda: engine.status().release_id == "release-three", what="the new release")
+        assert engine.status().detail == ""
+        assert told.status().release_id == "release-one"
+
+
 def test_a_closed_engine_refuses(layout: AgentLayout, open_engine: OpenEngine) -> None:
     install(layout, TinyRelease())
     engine = open_engine()

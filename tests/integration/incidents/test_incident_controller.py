@@ -505,10 +505,7 @@ def test_people_are_told_what_cannot_be_done(context: ServerContext) -> None:
         usual: dict[str, Any] = {"name": "p", "task": "digits", "settings": {}, "enabled": True, "actor": "a"}
         for arguments, name in wrong:
             with pytest.raises(InvalidRequestError) as caught:
-                policies.set_policy(
-                    session,
-                    **{"name": "p", "task": "digits", "settings": {}, "enabled": True, "actor": "a", **arguments},
-                )
+                policies.set_policy(session, **{**usual, **arguments})
             assert caught.value.field == name
     assert len(dump(context, AuditRow, "sequence")) == len(before) + 1
     assert dump(context, Policy, "name") == []
@@ -545,7 +542,7 @@ def test_killed_before_any_write_the_next_controller_reaches_the_same_end(tmp_pa
         cures = FakeCures(outcomes=["campaign fails", "cured"])
 
         def work(controller: IncidentController) -> None:
-            for _ in range(10):
+            while state(context) != "resolved":
                 controller.step()
                 armed, switch.at, count = switch.at, 0, switch.count
                 cures.work(context)  # what the incident waits for is not killed

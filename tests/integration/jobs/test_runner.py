@@ -108,6 +108,24 @@ def test_what_cannot_be_done_ends_as_failed_with_the_reason(
     assert (job.attempts, job.error, job.result) == (attempts, error, {})
 
 
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("/no/such/program",), "its process could not be started"),
+        ((sys.executable, "-c", "raise SystemExit(9)"), "the process ended with status 9 and wrote no result"),
+    ],
+)
+def test_a_worker_that_does_not_start_ends_the_job_with_the_reason(
+    context: ServerContext, wait_until: Wait, command: tuple[str, ...], reason: str
+) -> None:
+    job_id = enqueue(context, "mark", maximum_attempts=2)
+    runner = JobRunner(context, command=command)
+    step_until(runner, lambda: read(context, job_id).state == "failed", wait_until, "the failure")
+    assert read(context, job_id).attempts == 2
+    assert reason in read(context, job_id).error
+    runner.stop()
+
+
 def test_no_more_than_two_at_once_and_stopping_gives_the_attempts_back(
     context: ServerContext, runner: JobRunner, wait_until: Wait
 ) -> None:

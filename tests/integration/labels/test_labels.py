@@ -88,7 +88,7 @@ def test_labels_join_to_their_rows_and_are_counted_once(layout: AgentLayout) -> 
         confusion[truth[index], predicted[index]] += 1
     assert report.confusion == confusion.ravel().tolist()
     assert (report.release_id, report.labelled, report.correct, report.classes) == ("release-one", 3, 2, 3)
-    assert store.pending_reports() == []
+    assert store.pending() == []
 
 
 def test_reports_go_out_while_serving(layout: AgentLayout, wait_until: Callable[..., None]) -> None:

@@ -106,4 +106,4 @@ def test_what_is_not_there_is_empty(registry: MlflowRegistry) -> None:
 
 def test_a_store_that_cannot_be_opened_is_told() -> None:
     with pytest.raises(PlatformError, match="mlflow_uri"):
-        MlflowRegistry("sqlite:////proc/mlflow.sqlite", artifacts=None)
+        MlflowRegistry("nowhere://mlflow", artifacts=None)

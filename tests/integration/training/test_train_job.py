@@ -33,7 +33,7 @@ def context(tmp_path: Path) -> Iterator[ServerContext]:
     made.close()
 
 
-@pytest.mark.timeout(400)  # two starts of a process that imports torch and mlflow
+@pytest.mark.timeout(600)  # two starts of a process that imports torch and mlflow
 def test_killed_half_way_it_ends_with_the_same_bits(
     context: ServerContext, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
@@ -57,21 +57,21 @@ def test_killed_half_way_it_ends_with_the_same_bits(
         return condition
 
     try:
-        wait_until(reached(3), what="epoch 3", seconds=120)
+        wait_until(reached(3), what="epoch 3", seconds=250)
         os.kill(read().pid, signal.SIGKILL)
 
         def lost() -> bool:
             runner.step()
             return read().attempts == 2
 
-        wait_until(lost, what="the second attempt", seconds=30)
+        wait_until(lost, what="the second attempt", seconds=60)
 
         def trained() -> bool:
             runner.step()
             assert read().state != "failed", read().error
             return read().state == "done"
 
-        wait_until(trained, what="the end of the training", seconds=120)
+        wait_until(trained, what="the end of the training", seconds=250)
     finally:
         runner.stop()
     job = read()

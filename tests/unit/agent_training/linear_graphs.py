@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -18,6 +19,11 @@ from skerry_contract.v1.release_pb2 import GoldenStep, ParameterSpec, TrainStepS
 
 WEIGHT, BIAS = "linear.weight", "linear.bias"
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def numbers(array: Array) -> npt.NDArray[np.float64]:
+    """Any array of numbers as float64, for arithmetic and comparison."""
+    return np.asarray(array).astype(np.float64)
 
 
 @dataclass(frozen=True)

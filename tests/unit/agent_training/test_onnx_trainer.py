@@ -9,10 +9,10 @@ import pytest
 
 from skerry_agent.errors import ArtifactError, InputError
 from skerry_agent.training.onnx_trainer import OnnxTrainer
-from skerry_agent.training.trainer import TrainingDivergedError, TrainingInterruptedError, TrainOptions
+from skerry_agent.training.trainer import Labels, TrainingDivergedError, TrainingInterruptedError, TrainOptions
 from skerry_contract.tensors import Array
 from skerry_contract.v1.release_pb2 import TrainStepSpec
-from unit.agent_training.linear_graphs import BIAS, WEIGHT, LinearGraphs, linear_graphs
+from unit.agent_training.linear_graphs import BIAS, WEIGHT, LinearGraphs, linear_graphs, numbers
 
 
 def never() -> bool:
@@ -37,8 +37,8 @@ def test_one_step_by_hand(trainer: OnnxTrainer, graphs: LinearGraphs) -> None:
     # One sample x = (1, 2) of class 0, all parameters zero: probabilities (.5, .5), error (-.5, .5).
     x, y = np.array([[1.0, 2.0]], np.float32), np.array([0])
     result = trainer.train(graphs.zero_state(), x, y, TrainOptions(1, 8, learning_rate=0.1), never)
-    np.testing.assert_allclose(result.state[WEIGHT], [[0.05, 0.1], [-0.05, -0.1]], atol=1e-7)
-    np.testing.assert_allclose(result.state[BIAS], [0.05, -0.05], atol=1e-7)
+    np.testing.assert_allclose(numbers(result.state[WEIGHT]), [[0.05, 0.1], [-0.05, -0.1]], atol=1e-7)
+    np.testing.assert_allclose(numbers(result.state[BIAS]), [0.05, -0.05], atol=1e-7)
     assert (result.examples, result.steps) == (1, 1)
     assert result.loss == pytest.approx(math.log(2))
 
@@ -55,10 +55,11 @@ def test_momentum_by_hand_and_velocities_start_at_zero_in_every_round(graphs: Li
 
 
 def numpy_training(
-    state: dict[str, Array], x: Array, y: Array, options: TrainOptions, momentum: float
+    state: dict[str, Array], x: Array, y: Labels, options: TrainOptions, momentum: float
 ) -> dict[str, Array]:
     """The same arithmetic in float64, with the trainer's order of samples."""
-    weight, bias = state[WEIGHT].astype(np.float64), state[BIAS].astype(np.float64)
+    rows_of = numbers(x)
+    weight, bias = numbers(state[WEIGHT]), numbers(state[BIAS])
     weight0, bias0 = weight.copy(), bias.copy()
     weight_velocity, bias_velocity = np.zeros_like(weight), np.zeros_like(bias)
     order = np.random.default_rng(options.seed)
@@ -66,12 +67,12 @@ def numpy_training(
         rows = order.permutation(len(x))
         for start in range(0, len(x), options.batch_size):
             batch = rows[start : start + options.batch_size]
-            scores = x[batch] @ weight.T + bias
+            scores = rows_of[batch] @ weight.T + bias
             error = np.exp(scores - scores.max(axis=1, keepdims=True))
             error /= error.sum(axis=1, keepdims=True)
             error[np.arange(len(batch)), y[batch]] -= 1
             error /= len(batch)
-            weight_gradient = error.T @ x[batch] + options.proximal_mu * (weight - weight0)
+            weight_gradient = error.T @ rows_of[batch] + options.proximal_mu * (weight - weight0)
             bias_gradient = error.sum(axis=0) + options.proximal_mu * (bias - bias0)
             weight_velocity = momentum * weight_velocity + weight_gradient
             bias_velocity = momentum * bias_velocity + bias_gradient
@@ -98,7 +99,7 @@ def test_epochs_batches_remainder_and_proximal_term(proximal_mu: float, batch_si
     expected = numpy_training(state, x.reshape(10, 6), y, options, momentum=0.8)
     assert result.steps == 3 * math.ceil(10 / batch_size)
     for name in (WEIGHT, BIAS):
-        np.testing.assert_allclose(result.state[name], expected[name], atol=2e-5)
+        np.testing.assert_allclose(numbers(result.state[name]), numbers(expected[name]), atol=2e-5)
 
 
 def test_training_does_not_change_what_it_was_given(trainer: OnnxTrainer, graphs: LinearGraphs) -> None:

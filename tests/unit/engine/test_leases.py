@@ -73,3 +73,19 @@ def test_under_threads_every_value_is_closed_once_and_never_in_use() -> None:
     swappable.replace(None)
     assert not used_closed
     assert [value.closed for value in values] == [1] * 60
+
+
+def test_drain_waits_for_the_last_user() -> None:
+    closed: list[str] = []
+    swappable: Swappable[str] = Swappable(closed.append)
+    swappable.replace("one")
+    lease = swappable.acquire()
+    assert lease is not None
+    swappable.replace("two")
+    assert not swappable.drain(0.01)
+    assert closed == ["two"]
+    release = threading.Timer(0.05, lease.release)
+    release.start()
+    assert swappable.drain(20)
+    assert closed == ["two", "one"]
+    release.join()

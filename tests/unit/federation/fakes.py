@@ -59,7 +59,7 @@ class FakeDevice:
             reply = EvaluateReply(device_id=name, examples=5, accuracy=self.accuracy, loss=0.3)
             return Reply("", fields=reply.to_fields())
         state: dict[str, Array] = {
-            key: np.asarray(array + np.float32(self.adds))
+            key: np.asarray(array).astype(np.float32) + np.float32(self.adds)
             for key, array in decode_bundle(bytes(broadcast.fields["parameters"])).items()  # type: ignore[arg-type]
         }
         if fault == "nan":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -85,7 +86,7 @@ def test_junk_is_an_error_of_the_wire_or_a_message(junk: dict[str, object]) -> N
 
 
 GOOD = EvaluateReply(device_id="a", examples=4, accuracy=0.5, loss=0.1).to_fields()
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"examples": None}, "examples"),
     "zero examples": ({"examples": 0}, "examples"),
     "a bool is no number": ({"examples": True}, "examples"),
@@ -101,7 +102,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_errors_name_the_field(name: str) -> None:
     changes, field = BAD[name]
-    fields = {**GOOD, **changes}
+    fields: dict[str, Any] = {**GOOD, **changes}
     if fields["examples"] is None:
         del fields["examples"]
     with pytest.raises(WireError) as caught:

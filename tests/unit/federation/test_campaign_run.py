@@ -15,7 +15,7 @@ from skerry_contract.campaign import EVALUATE, TRAIN
 from skerry_contract.tensors import Array, decode_bundle, encode_bundle
 from skerry_server.federation.campaign_run import OPENINGS, CampaignPlan, CampaignRun, Holdout
 from skerry_server.federation.exchange import Exchange, ExchangeLostError
-from skerry_server.federation.journal import CampaignJournal, RoundRecord
+from skerry_server.federation.journal import CampaignJournal, RoundRecord, State
 from skerry_server.federation.round_loop import RoundFailedError
 from skerry_server.federation.settings import CampaignSettings
 from skerry_server.federation.strategies import create_strategy
@@ -23,6 +23,7 @@ from skerry_server.federation.updates import Update
 from skerry_server.releases.artifacts import ArtifactStore
 from skerry_server.store import Database
 from skerry_server.store.tables import Base, Campaign, CampaignRound, CampaignUpdate
+from unit.agent_training.linear_graphs import numbers
 from unit.federation.fakes import Clock, FakeDevice, FakeExchange
 
 BASE = encode_bundle({"w": np.zeros(2, np.float32)})
@@ -85,7 +86,7 @@ class World:
         exchange.completed = True
 
     def evaluate(self, state: Mapping[str, Array]) -> Holdout:
-        level = float(np.mean(state["w"]))
+        level = float(numbers(state["w"]).mean())
         return Holdout(self.accuracy(level), self.accuracy(level), 1.0)
 
     def on_round(self, record: RoundRecord) -> None:
@@ -198,7 +199,7 @@ def test_a_kill_within_a_round_keeps_the_updates_that_counted(tmp_path: Path) ->
 def test_a_damaged_journalled_update_is_asked_for_again(tmp_path: Path) -> None:
     devices = three()
     world = World(tmp_path, devices)
-    state = {"w": np.full(2, 9.0, np.float32)}
+    state: State = {"w": np.full(2, 9.0, np.float32)}
     update = Update("a", 10, state, encode_bundle(state), {"loss": 0.5, "seconds": 0.1, "validation_examples": 0.0})
     world.journal.record(1, update)
     spooled = next(path for path in world.spool.rglob("*") if path.is_file())
@@ -299,7 +300,7 @@ def test_a_round_is_committed_once_and_in_order(tmp_path: Path) -> None:
 def test_the_first_update_of_a_device_stays(tmp_path: Path) -> None:
     world = World(tmp_path, [])
     for value in (1.0, 2.0):
-        state = {"w": np.full(2, value, np.float32)}
+        state: State = {"w": np.full(2, value, np.float32)}
         world.journal.record(1, Update("a", 10, state, encode_bundle(state), {"loss": value}))
     recorded = world.journal.recorded(1)
     assert len(recorded) == 1

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from skerry_agent.errors import DeviceError, InputError
-from skerry_agent.training.labelled_store import JoinedPrediction, LabelledSample, LabelledStore
+from skerry_agent.training.labelled_store import (
+    CONFUSION_CLASSES,
+    JoinedPrediction,
+    LabelledSample,
+    LabelledStore,
+    PendingLabels,
+)
+from skerry_contract.limits import MESSAGE_BYTES
 
 
 @pytest.fixture
@@ -108,23 +115,31 @@ def test_confusion_is_pending_until_it_is_settled(path: Path) -> None:
     store = LabelledStore(path, 2)  # counts outlive their samples
     store.add_many([joined("a", 0, 0), joined("b", 0, 1), joined("c", 2, 2), joined("d", 2, 2), joined("a", 0, 0)])
     store.add_many([joined("e", 1, 0, release="r2")])
-    first, second = store.pending_reports()
-    assert (first.release_id, first.classes, first.labelled, first.correct) == ("r1", 3, 4, 3)
-    assert first.confusion == [1, 1, 0, 0, 0, 0, 0, 0, 2]
-    assert (second.release_id, list(second.confusion)) == ("r2", [0, 0, 0, 1, 0, 0, 0, 0, 0])
+    first, second = store.pending()
+    report = first.report()
+    assert (report.release_id, report.classes, report.labelled, report.correct) == ("r1", 3, 4, 3)
+    assert list(report.confusion) == [1, 1, 0, 0, 0, 0, 0, 0, 2]
+    assert second.report().release_id == "r2"
+    assert list(second.report().confusion) == [0, 0, 0, 1, 0, 0, 0, 0, 0]
     store.add_many([joined("f", 2, 2)])  # after the report was taken
     store.settle(first)
-    again = LabelledStore(path, 2).pending_reports()
-    assert [(r.release_id, list(r.confusion)) for r in again] == [
-        ("r1", [0, 0, 0, 0, 0, 0, 0, 0, 1]),
-        ("r2", [0, 0, 0, 1, 0, 0, 0, 0, 0]),
+    assert LabelledStore(path, 2).pending() == [
+        PendingLabels("r1", 3, {(2, 2): 1}),
+        PendingLabels("r2", 3, {(1, 0): 1}),
     ]
+
+
+def test_confusion_of_many_classes_does_not_outgrow_a_message() -> None:
+    report = PendingLabels("r1", 1024, {(0, 0): 2, (5, 1023): 1}).report()
+    assert (report.labelled, report.correct, len(report.confusion)) == (3, 2, 0)
+    largest = PendingLabels("r1", CONFUSION_CLASSES, {(i, i): 1 << 30 for i in range(CONFUSION_CLASSES)}).report()
+    assert largest.ByteSize() < MESSAGE_BYTES // 2
 
 
 def test_a_sample_without_a_prediction_is_not_counted(path: Path) -> None:
     store = LabelledStore(path, 10)
     store.add("a", row(1), 0)
-    assert store.pending_reports() == []
+    assert store.pending() == []
 
 
 def test_a_file_that_is_no_database_is_set_aside(path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import socket
 import zipfile
 from pathlib import Path
@@ -173,23 +174,23 @@ def test_windows_start_at_the_segment_and_never_leave_it() -> None:
 
 
 def test_archive_windows_equal_the_prepared_ones(data_dir: Path, tmp_path: Path) -> None:
-    """Real signals of two recordings, written as the public archive writes them, give the prepared windows."""
+    """Real signals of one recording, written as the public archive writes them, give the prepared windows."""
     prepared = read_har_file(data_dir / "har.npz")
     recordings: list[Recording] = []
     with np.load(data_dir / "har_stream.npz") as stream:
         offset = stream["offset"]
-        for index in (0, 1):
+        for index in (0,):
             part = slice(offset[index], offset[index + 1])
             signal = stream["signal"][part] * stream["scale"]
             labels = stream["label"][part]
             bounds = [0, *(np.flatnonzero(np.diff(labels)) + 1), len(labels)]
-            segments = [(int(labels[a]), a, b) for a, b in zip(bounds, bounds[1:], strict=False) if labels[a] >= 0]
+            segments = [(int(labels[a]), a, b) for a, b in itertools.pairwise(bounds) if labels[a] >= 0]
             who = int(stream["recording"][index]), int(stream["subject"][index])
             recordings.append((*who, signal[:, :3], signal[:, 3:], segments))
     write_archive(tmp_path / "archive.zip", recordings)
     windows = read_archive(tmp_path / "archive.zip")
     mask = np.isin(prepared.recording, np.unique(windows.recording))
-    assert mask.sum() == len(windows.y) > 200
+    assert mask.sum() == len(windows.y) > 100
     order = np.lexsort((prepared.start[mask], prepared.recording[mask]))
     ours = np.lexsort((windows.start, windows.recording))
     for name in ("y", "subject", "recording", "start"):

@@ -44,9 +44,9 @@ def served(memory: Path) -> Path:
 
 
 def lives(
-    template: Path | None, work: Path, prepare: Callable[[TestDevice], None], *, torn: bool
+    template: Path | None, work: Path, prepare: Callable[[TestDevice], None], *, torn: bool, stride: int = 1
 ) -> Iterator[tuple[int, str, TestDevice]]:
-    """For every system call of the update to sequence 2: the device after a cut there, restarted."""
+    """For every (or every ``stride``-th) system call of the update to sequence 2: the device after a cut, restarted."""
     cut_at = 0
     while True:
         shutil.rmtree(work, ignore_errors=True)
@@ -66,7 +66,7 @@ def lives(
         restarted = TestDevice(work, OLD, NEW)
         prepare(restarted)
         yield cut_at, disk.calls[-1], restarted
-        cut_at += 1
+        cut_at += stride
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["before", "torn"])
@@ -90,7 +90,7 @@ def test_a_release_that_the_proof_refuses(served: Path, memory: Path) -> None:
     def prepare(device: TestDevice) -> None:
         device.prover.refuse.add("digits-2")
 
-    for cut_at, call, device in lives(served, memory / "work", prepare, torn=False):
+    for cut_at, call, device in lives(served, memory / "work", prepare, torn=False, stride=5):
         where = f"cut {cut_at} in {call}"
         assert device.answering() == "digits-1", where
         device.updater.offer(make_desired(2, NEW))

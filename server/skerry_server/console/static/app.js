@@ -164,6 +164,7 @@ async function decide(path, topic, question) {
 
 const ACTIONS = {
   "sign-out": () => signOut(),
+  cancel: () => $("decision").close(""),
   task: ({ task }) => session.store.choose(task),
   approve: ({ id }) => decide(`incidents/${encodeURIComponent(id)}/approve`, "incidents", ["Approve the cure", `${id}: a federated campaign starts; its model is released by canary.`, "Approve"]),
   dismiss: ({ id }) => decide(`incidents/${encodeURIComponent(id)}/dismiss`, "incidents", ["Dismiss the incident", `${id}: nothing is done; its devices stay silent about it for a day.`, "Dismiss"]),

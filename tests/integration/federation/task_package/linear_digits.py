@@ -8,7 +8,7 @@ from skerry_models.task import CampaignDefaults
 from skerry_models.tasks.digits import DigitsTask
 
 
-class Regression(torch.nn.Module):
+class Regression(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
     """float32 [N, 1, 8, 8] grey levels -> float32 [N, 10] logits."""
 
     def __init__(self) -> None:
