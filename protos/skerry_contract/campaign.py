@@ -1,8 +1,10 @@
 """What a campaign says to a device and what the device answers, as flat fields of one record.
 
 Flower carries every object of a message in HTTP requests of its own, some ten milliseconds each, so a message holds ONE
-record of scalars and one byte string: the parameters in the wire form of :mod:`skerry_contract.tensors`. Both sides
-use the codec below; everything that arrives is bounded before it is used.
+record of scalars and byte strings; the parameters are one byte string, in the wire form of
+:mod:`skerry_contract.tensors`. A byte string of more than :data:`INLINE_BYTES` travels as an array of a second record,
+which Flower cuts into chunks instead of copying it about. Both sides use the codec below; everything that arrives is
+bounded before it is used.
 
 >>> reply = EvaluateReply(device_id="a", examples=4, accuracy=0.75, loss=0.5)
 >>> EvaluateReply.from_fields(reply.to_fields()) == reply
@@ -21,8 +23,12 @@ from skerry_contract.errors import WireError
 from skerry_contract.identifiers import check_name, check_sha256_hex
 from skerry_contract.limits import PARAMETER_BYTES
 
-#: Name of the only record of a message.
+#: Name of the record with the fields.
 RECORD = "skerry"
+#: Name of the record with byte strings above :data:`INLINE_BYTES`: field to Flower array of type :data:`BULK_TYPE`.
+BULK_RECORD = "skerry-bulk"
+BULK_TYPE = "bytes"
+INLINE_BYTES = 1 << 18
 #: Flower message types.
 TRAIN = "train"
 EVALUATE = "evaluate"

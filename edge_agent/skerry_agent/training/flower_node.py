@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -70,13 +70,17 @@ from skerry_agent.files import write_atomically
 from skerry_agent.training.backoff import Backoff
 from skerry_agent.training.worker import RefusedError
 from skerry_contract.campaign import (
+    BULK_RECORD,
+    BULK_TYPE,
     EVALUATE,
+    INLINE_BYTES,
     REASON_CHARACTERS,
     RECORD,
     REFUSED,
     TRAIN,
     EvaluateInstruction,
     EvaluateReply,
+    Scalar,
     TrainInstruction,
     TrainReply,
 )
@@ -84,9 +88,9 @@ from skerry_contract.errors import WireError
 
 logger = logging.getLogger(__name__)
 
-#: Heartbeat interval told to the SuperLink (its minimum): a node that vanishes is called offline after two of them.
-HEARTBEAT_S = 10.0
-_HEARTBEAT_PERIOD_S = 4.0
+#: Heartbeat interval told to the SuperLink: a node that vanishes is called offline after two of them.
+HEARTBEAT_S = 20.0
+_HEARTBEAT_PERIOD_S = 6.0
 #: Poll delays (seconds): at once after a message, then slower by the factor, up to the bound.
 POLL_FIRST_S, POLL_FACTOR, POLL_LAST_S = 0.05, 1.25, 2.0
 #: A message becomes visible before its objects are; Flower would wait a second before it asks again.
@@ -135,6 +139,22 @@ def _translated() -> Iterator[None]:
         raise LinkError(f"HTTP {status}: {error.response.text[:200]}") from error
     except (httpx.HTTPError, ObjectPullError, ObjectPushError, ValueError) as error:
         raise LinkError(f"{type(error).__name__}: {error}") from error
+
+
+def _pack(fields: dict[str, Scalar]) -> Any:
+    """Fields as the content of a message; see :mod:`skerry_contract.campaign`."""
+    bulk = {name: value for name, value in fields.items() if isinstance(value, bytes) and len(value) > INLINE_BYTES}
+    content = RecordDict({RECORD: ConfigRecord({name: fields[name] for name in fields if name not in bulk})})
+    if bulk:
+        arrays = {name: Array("uint8", (len(data),), BULK_TYPE, data) for name, data in bulk.items()}
+        content[BULK_RECORD] = ArrayRecord(arrays)
+    return content
+
+
+def _unpack(content: Any) -> dict[str, Any]:
+    """What :func:`_pack` made of fields; raises KeyError when the record is missing."""
+    bulk = content.array_records.get(BULK_RECORD, {})
+    return {**content.config_records[RECORD], **{name: array.data for name, array in bulk.items()}}
 
 
 class NodeIdentity:
@@ -343,7 +363,7 @@ class FlowerNode:
     def _answer(self, message: Any) -> Any:
         """The reply to a message; whatever goes wrong becomes an error reply with its reason."""
         try:
-            fields = dict(message.content.config_records[RECORD])
+            fields = _unpack(message.content)
             kind = message.metadata.message_type
             if kind == TRAIN:
                 answer: TrainReply | EvaluateReply = self._worker.train(TrainInstruction.from_fields(fields))
@@ -352,11 +372,13 @@ class FlowerNode:
             else:
                 raise RefusedError(f"messages of type {kind!r} are not known here")
         except (RefusedError, WireError, KeyError) as error:
+            final = not isinstance(error, RefusedError) or error.final
             reason = f"the message has no record {error}" if isinstance(error, KeyError) else str(error)
             logger.warning("refused: %s", reason)
-            return Message(Error(REFUSED, reason[:REASON_CHARACTERS]), reply_to=message)
+            code = REFUSED if final else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            return Message(Error(code, reason[:REASON_CHARACTERS]), reply_to=message)
         except Exception as error:  # the node must outlive a defect of the trainer, and the server must hear of it
             logger.exception("the worker failed")
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason[:REASON_CHARACTERS]), reply_to=message)
-        return Message(RecordDict({RECORD: ConfigRecord(answer.to_fields())}), reply_to=message)
+        return Message(_pack(answer.to_fields()), reply_to=message)

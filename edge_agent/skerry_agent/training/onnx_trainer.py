@@ -125,7 +125,9 @@ class OnnxTrainer:
                 raise ArtifactError("", f"golden step: {tensor.name} has shape {got.shape}, not {expected.shape}")
             difference = float(np.abs(got - expected).max(initial=0.0))
             if not difference <= golden.tolerance:
-                raise ArtifactError("", f"golden step: {tensor.name} is off by {difference:.3g} > {golden.tolerance:.3g}")
+                raise ArtifactError(
+                    "", f"golden step: {tensor.name} is off by {difference:.3g} > {golden.tolerance:.3g}"
+                )
 
     def check_state(self, state: Mapping[str, Array]) -> None:
         """See :class:`~skerry_agent.training.trainer.Trainer`."""

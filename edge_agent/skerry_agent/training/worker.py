@@ -1,6 +1,7 @@
 """Carries out what a campaign asks of this device. Knows nothing of Flower.
 
-A refusal (:class:`RefusedError`) is an answer: the control plane hears the reason and does not ask again in that round.
+A refusal (:class:`RefusedError`) is an answer: the control plane hears the reason and, if it is final, does not ask
+again in that round.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ class RefusedError(AgentError):
 
     Attributes:
         reason: Told to the control plane.
+        final: Asking again in the same round does not help; false when the device was only interrupted.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, final: bool = True) -> None:
         self.reason = reason
+        self.final = final
         super().__init__(reason)
 
 
@@ -110,7 +113,9 @@ class CampaignWorker:
         self._on_busy(f"campaign {instruction.campaign_id} round {instruction.round}")
         try:
             return self._train(instruction, self._gate.until(deadline))
-        except (ArtifactError, InputError, WireError, TrainingInterruptedError, TrainingDivergedError) as error:
+        except TrainingInterruptedError as error:
+            raise RefusedError(str(error), final=False) from error
+        except (ArtifactError, InputError, WireError, TrainingDivergedError) as error:
             raise RefusedError(str(error)) from error
         finally:
             self._on_busy("")
@@ -162,7 +167,9 @@ class CampaignWorker:
             bundle = self._open(instruction.train_step_sha256, instruction.task)
             samples = self._load(minimum=2)
             result = self._validate(bundle, decode_bundle(instruction.parameters), samples, self._gate.until(deadline))
-        except (ArtifactError, InputError, WireError, TrainingInterruptedError, TrainingDivergedError) as error:
+        except TrainingInterruptedError as error:
+            raise RefusedError(str(error), final=False) from error
+        except (ArtifactError, InputError, WireError, TrainingDivergedError) as error:
             raise RefusedError(str(error)) from error
         finally:
             self._on_busy("")

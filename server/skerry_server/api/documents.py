@@ -30,7 +30,9 @@ Document = Annotated[dict[str, Any], BeforeValidator(_finite)]
 Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
-class _Document(BaseModel):
+class FromRow(BaseModel):
+    """A document that can be read off a row whose columns have the same names."""
+
     model_config = ConfigDict(from_attributes=True)
 
 
@@ -60,7 +62,7 @@ class Problem(BaseModel):
     error: Failure
 
 
-class EnrollmentDocument(_Document):
+class EnrollmentDocument(FromRow):
     """What a device needs to connect."""
 
     device_id: str
@@ -79,7 +81,7 @@ class EnrollmentTokenDocument(BaseModel):
     labels: dict[str, str] = Field(description="Labels that the device gets.")
 
 
-class ApiTokenDocument(_Document):
+class ApiTokenDocument(FromRow):
     """An operator's token, without its secret."""
 
     name: str
@@ -96,7 +98,7 @@ class NewApiTokenDocument(BaseModel):
     token: str = Field(description="The secret; shown once.")
 
 
-class AccuracyDocument(_Document):
+class AccuracyDocument(FromRow):
     """How often a device was right where the truth is known, about the release that it runs now."""
 
     labelled: int = Field(description="Answered requests with a label.")
@@ -161,7 +163,7 @@ class TaskDocument(BaseModel):
     releases: int = Field(description="How many releases it has.")
 
 
-class JobDocument(_Document):
+class JobDocument(FromRow):
     """Work in a process of its own."""
 
     id: str
@@ -256,7 +258,18 @@ class ManifestDocument(BaseModel):
     envelope_base64: str = Field(description="The serialized SignedEnvelope, as devices get it.")
 
 
-class RolloutDeviceDocument(_Document):
+class ChampionDocument(FromRow):
+    """One entry of the append-only ledger of champions."""
+
+    id: int
+    task: str
+    release_id: str
+    previous_release: str
+    reason: str
+    at_ms: int
+
+
+class RolloutDeviceDocument(FromRow):
     """One device of a rollout."""
 
     device_id: str
@@ -289,7 +302,7 @@ class RolloutDocument(BaseModel):
     devices: list[RolloutDeviceDocument]
 
 
-class CampaignRoundDocument(_Document):
+class CampaignRoundDocument(FromRow):
     """A committed round."""
 
     number: int
@@ -301,7 +314,7 @@ class CampaignRoundDocument(_Document):
     committed_ms: int
 
 
-class ParticipantDocument(_Document):
+class ParticipantDocument(FromRow):
     """A device that was invited to a campaign."""
 
     device_id: str
@@ -337,141 +350,3 @@ class CampaignDetailDocument(CampaignDocument):
     """A campaign with the devices that were invited."""
 
     participants: list[ParticipantDocument]
-
-
-class IncidentDocument(BaseModel):
-    """Drift or bad health that somebody or something must act on."""
-
-    id: str
-    kind: str = Field(description="drift, data-quality or health.")
-    task: str
-    release_id: str
-    state: str
-    severity: str = Field(description="info, warn, act or critical.")
-    detail: str
-    finished: bool = Field(description="Whether its state is final.")
-    actions: list[str] = Field(description="What a person may do now: approve, dismiss.")
-    device_ids: list[str]
-    evidence: Document
-    policy: str
-    attempts: int
-    campaign_id: str
-    candidate_id: str
-    release_made: str
-    rollout_id: str
-    opened_ms: int
-    updated_ms: int
-
-
-class PolicyDocument(_Document):
-    """A named rule that may act without a person."""
-
-    name: str
-    task: str
-    enabled: bool
-    settings: Document
-    created_ms: int
-
-
-class ChampionDocument(_Document):
-    """One entry of the append-only ledger of champions."""
-
-    id: int
-    task: str
-    release_id: str
-    previous_release: str
-    reason: str
-    at_ms: int
-
-
-class AuditDocument(_Document):
-    """One entry of the hash-chained audit ledger."""
-
-    sequence: int
-    at_ms: int
-    actor: str
-    action: str
-    subject: str
-    detail: Document
-    previous_hash: str
-    hash: str
-
-
-class AuditVerificationDocument(BaseModel):
-    """Whether the chain of hashes holds."""
-
-    intact: bool
-    entries: int
-    first_broken: int | None = Field(description="Sequence of the first entry that does not fit; null when intact.")
-
-
-class DriftCellDocument(BaseModel):
-    """The verdict about one feature of one device."""
-
-    psi: Number = Field(default=None, description="Population stability index, biased upwards.")
-    psi_corrected: Number = Field(default=None, description="psi less its expectation without drift; may be negative.")
-    p: Number = Field(default=None, description="p-value of the test against the device's baseline.")
-    q: Number = Field(default=None, description="p corrected for the number of features (Benjamini-Hochberg).")
-    severity: str = Field(default="none", description="none, info, warn, act or critical.")
-    flagged: bool = Field(default=False, description="Whether a rule fired for it.")
-
-
-class DeviceDriftDocument(BaseModel):
-    """The newest judged window of one device about the release that it runs."""
-
-    device_id: str
-    release_id: str
-    status: str = Field(description="ok, suspect, drift or data_quality.")
-    rows: int
-    ended_ms: int
-    cells: dict[str, DriftCellDocument] = Field(description="By name of the feature.")
-
-
-class DriftDocument(BaseModel):
-    """Devices by features, for one task."""
-
-    task: str
-    features: list[str] = Field(description="Columns, in the order of the task.")
-    devices: list[DeviceDriftDocument] = Field(description="Rows, by identifier.")
-
-
-class StageDocument(_Document):
-    """One box of the loop, as it stands now."""
-
-    key: str
-    title: str
-    mood: str = Field(description="idle, good, busy or attention.")
-    value: str = Field(description="A few characters, for example 7/8.")
-    detail: str
-
-
-class FleetCountsDocument(BaseModel):
-    """The fleet in numbers; revoked devices are not counted."""
-
-    total: int
-    online: int
-    updating: int
-    labelled_samples: int
-
-
-class SummaryDocument(BaseModel):
-    """The control plane at a glance."""
-
-    version: str
-    now_ms: int
-    caller: str = Field(description="Name of the token that asked.")
-    role: str
-    fleet: FleetCountsDocument
-    champions: dict[str, str] = Field(description="Task to release.")
-    jobs: dict[str, int] = Field(description="State to count; the same for the next three.")
-    rollouts: dict[str, int]
-    campaigns: dict[str, int]
-    incidents: dict[str, int]
-    loop: list[StageDocument] = Field(description="The loop, in the order in which work goes round.")
-
-
-class HealthDocument(BaseModel):
-    """Whether this process can do its work."""
-
-    status: str
-    version: str

@@ -8,7 +8,7 @@ import importlib.metadata
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from skerry_server.api import documents as doc
+from skerry_server.api import oversight_documents as oversight
 from skerry_server.api.access import Principal
 from skerry_server.api.loop import Observed, describe_loop
 from skerry_server.api.queries import current_champions, latest_drift, state_counts
@@ -32,7 +32,7 @@ def version() -> str:
     return importlib.metadata.version("skerry")
 
 
-def summarize(session: Session, caller: Principal) -> doc.SummaryDocument:
+def summarize(session: Session, caller: Principal) -> oversight.SummaryDocument:
     """Everything at a glance, from one snapshot."""
     champions = {task: entry.release_id for task, entry in current_champions(session).items()}
     fleet = _fleet(session)
@@ -58,7 +58,7 @@ def summarize(session: Session, caller: Principal) -> doc.SummaryDocument:
         campaigns=sum(campaigns.get(state, 0) for state in ACTIVE_CAMPAIGNS),
         campaign_says=_campaign_says(session),
     )
-    return doc.SummaryDocument(
+    return oversight.SummaryDocument(
         version=version(),
         now_ms=now_ms(),
         caller=caller.name,
@@ -69,11 +69,11 @@ def summarize(session: Session, caller: Principal) -> doc.SummaryDocument:
         rollouts=rollouts,
         campaigns=campaigns,
         incidents=incidents,
-        loop=[doc.StageDocument.model_validate(stage) for stage in describe_loop(seen)],
+        loop=[oversight.StageDocument.model_validate(stage) for stage in describe_loop(seen)],
     )
 
 
-def _fleet(session: Session) -> doc.FleetCountsDocument:
+def _fleet(session: Session) -> oversight.FleetCountsDocument:
     def counted(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         return sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
 
@@ -87,7 +87,7 @@ def _fleet(session: Session) -> doc.FleetCountsDocument:
         .where(Device.revoked.is_(False))
         .select_from(Device)
     ).one()
-    return doc.FleetCountsDocument(total=total, online=online, updating=updating, labelled_samples=labelled)
+    return oversight.FleetCountsDocument(total=total, online=online, updating=updating, labelled_samples=labelled)
 
 
 def _rollout_says(session: Session) -> str:

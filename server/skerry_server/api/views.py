@@ -9,6 +9,7 @@ from typing import Any
 from skerry_contract.manifest import chunk_count, parse_manifest
 from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_server.api import documents as doc
+from skerry_server.api import oversight_documents as oversight
 from skerry_server.api.queries import LabelledAccuracy
 from skerry_server.federation.campaign_machine import ACTIVE as ACTIVE_CAMPAIGNS
 from skerry_server.federation.campaign_machine import FINISHED as FINISHED_CAMPAIGN
@@ -212,10 +213,10 @@ def _campaign_fields(row: Campaign, rounds: Iterable[CampaignRound]) -> dict[str
     }
 
 
-def incident(row: Incident) -> doc.IncidentDocument:
+def incident(row: Incident) -> oversight.IncidentDocument:
     """An incident with what a person may do about it."""
     possible = INCIDENT_TRANSITIONS.get(row.state, {})
-    return doc.IncidentDocument(
+    return oversight.IncidentDocument(
         id=row.id,
         kind=row.kind,
         task=row.task,
@@ -242,18 +243,18 @@ def incident(row: Incident) -> doc.IncidentDocument:
     )
 
 
-def drift(task: str, windows: Iterable[DriftWindow]) -> doc.DriftDocument:
+def drift(task: str, windows: Iterable[DriftWindow]) -> oversight.DriftDocument:
     """Newest verdicts of one task's devices; a device may lack a feature."""
-    matrix = doc.DriftDocument(task=task, features=[], devices=[])
-    known = set(doc.DriftCellDocument.model_fields)
+    matrix = oversight.DriftDocument(task=task, features=[], devices=[])
+    known = set(oversight.DriftCellDocument.model_fields)
     for window in windows:
         cells = {
-            str(name): doc.DriftCellDocument.model_validate({key: cell[key] for key in known & cell.keys()})
+            str(name): oversight.DriftCellDocument.model_validate({key: cell[key] for key in known & cell.keys()})
             for name, cell in window.verdict.get("features", {}).items()
         }
         matrix.features.extend(name for name in cells if name not in matrix.features)
         matrix.devices.append(
-            doc.DeviceDriftDocument(
+            oversight.DeviceDriftDocument(
                 device_id=window.device_id,
                 release_id=window.release_id,
                 status=str(window.verdict.get("status", "")),

@@ -79,6 +79,9 @@ def run(job: JobContext) -> dict[str, Any]:
     try:
         result = campaign.run()
         _finish_tracking(tracker, result)
+    except CampaignFailedError:  # aborted
+        tracker.abandon()
+        raise
     except RoundFailedError as error:
         tracker.abandon()
         done = len(journal.rounds())

@@ -19,14 +19,14 @@ import logging
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-from flwr.app import ConfigRecord, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
 from flwr.common.serde import message_to_proto
@@ -65,7 +65,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from skerry_contract.campaign import RECORD, REFUSED
+from skerry_contract.campaign import BULK_RECORD, BULK_TYPE, INLINE_BYTES, RECORD, REFUSED, Scalar
 from skerry_server.federation.exchange import Broadcast, ExchangeLostError, Reply, ReplyError
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,22 @@ def _persist(action: Callable[[], R], *, patience_s: float) -> R:
             raise ExchangeLostError(f"the SuperLink cannot be reached: {failure}") from failure
         time.sleep(delay)
         delay = min(_RETRY_LAST_S, delay * 2)
+
+
+def _pack(fields: Mapping[str, Scalar]) -> Any:
+    """Fields as the content of a message; see :mod:`skerry_contract.campaign`."""
+    bulk = {name: value for name, value in fields.items() if isinstance(value, bytes) and len(value) > INLINE_BYTES}
+    content = RecordDict({RECORD: ConfigRecord({name: fields[name] for name in fields if name not in bulk})})
+    if bulk:
+        arrays = {name: Array("uint8", (len(data),), BULK_TYPE, data) for name, data in bulk.items()}
+        content[BULK_RECORD] = ArrayRecord(arrays)
+    return content
+
+
+def _unpack(content: Any) -> dict[str, Any]:
+    """What :func:`_pack` made of fields; without the record there are none."""
+    bulk = content.array_records.get(BULK_RECORD, {})
+    return {**content.config_records.get(RECORD, {}), **{name: array.data for name, array in bulk.items()}}
 
 
 class FlowerRun:
@@ -229,7 +245,7 @@ class FlowerRun:
         """See :class:`~skerry_server.federation.exchange.Exchange`. The content is uploaded once for all nodes."""
         if not node_ids:
             return {}
-        content = RecordDict({RECORD: ConfigRecord(dict(broadcast.fields))})
+        content = _pack(broadcast.fields)
         messages = [
             make_message(
                 Metadata(
@@ -300,8 +316,7 @@ class FlowerRun:
         if message.has_error():
             reason = message.error.reason or f"code {message.error.code}"
             return Reply(replied_to, error=ReplyError(reason, refused=message.error.code == REFUSED))
-        record = message.content.config_records.get(RECORD)
-        return Reply(replied_to, fields=dict(record) if record is not None else {})
+        return Reply(replied_to, fields=_unpack(message.content))
 
     def complete(self) -> None:
         """The run did what it was for; without this it ends as failed."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
 from integration.api.conftest import app, seeded, template
 from integration.api.live import serving
 from integration.api.seeding import TOKENS, Seeded
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
-
 from skerry_server.api.app import bind
 
 __all__ = ["app", "seeded", "template"]

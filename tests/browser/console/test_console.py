@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from fastapi import FastAPI
-from integration.api.live import serving
-from integration.api.seeding import TOKENS, Seeded, add_device, add_drift, add_incident
 from playwright.sync_api import Browser, expect
 
 from browser.console.conftest import Visitor
+from integration.api.live import serving
+from integration.api.seeding import TOKENS, Seeded, add_device, add_drift, add_incident
 from skerry_server.api.app import bind
 from skerry_server.store.tables import ApiToken, CampaignRound, Device, Incident, Rollout, RolloutDevice
 
@@ -85,11 +85,18 @@ def test_changes_arrive_without_a_reload(visitor: Visitor, seeded: Seeded) -> No
             row.state = "healthy"
         session.add(
             CampaignRound(
-                campaign_id="campaign-c4d5e6f70819", number=3, invited=8, accepted=8, accuracy=0.953, loss=0.1, seconds=1,
-                parameters_sha256="", committed_ms=5_000_000_000_000,
+                campaign_id="campaign-c4d5e6f70819",
+                number=3,
+                invited=8,
+                accepted=8,
+                accuracy=0.953,
+                loss=0.1,
+                seconds=1,
+                parameters_sha256="",
+                committed_ms=5_000_000_000_000,
             )
-        )  # fmt: skip
-        add_drift(session, "press-04", "digits-1", {"ink": 0.4}, status="drift")
+        )
+        add_drift(session, "press-04", "digits-1", {"ink": 0.4}, status="drift", window=2)
     expect(page.locator("#accuracy .newest")).to_have_text("95.3 %")
     expect(page.locator("#rollout .stages li[data-done=true]")).to_have_count(4)
     expect(page.locator("#drift tr[data-key=press-04]")).to_contain_text("drift")
@@ -220,8 +227,8 @@ def test_landmarks_tables_and_live_regions_are_named(visitor: Visitor) -> None:
     visitor.sign_in()
     page = visitor.page
     unnamed = page.evaluate(
-        "[...document.querySelectorAll('section')].filter(s => !document.getElementById(s.getAttribute('aria-labelledby'))"
-        "?.textContent.trim()).map(s => s.id)"
+        "[...document.querySelectorAll('section')]"
+        ".filter(s => !document.getElementById(s.getAttribute('aria-labelledby'))?.textContent.trim()).map(s => s.id)"
     )
     assert unnamed == []
     assert page.locator("th:not([scope])").count() == 0
@@ -263,7 +270,8 @@ CONTRAST = """() => {
     const front = parse(element.namespaceURI.endsWith('svg') ? style.fill : style.color);
     const [a, b] = [light(front), light(behind(element))].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) poor.push(`${element.className.baseVal ?? element.className} "${walker.currentNode.data.slice(0, 20)}" ${ratio.toFixed(2)}`);
+    const where = element.className.baseVal ?? element.className;
+    if (ratio < 4.5) poor.push(`${where} "${walker.currentNode.data.slice(0, 20)}" ${ratio.toFixed(2)}`);
   }
   return poor;
 }"""
@@ -290,10 +298,16 @@ def test_a_second_task_can_be_chosen(visitor: Visitor, seeded: Seeded) -> None:
     with seeded.context.database.transaction() as session:
         session.add(
             Release(
-                id="har-1", task="har", sequence=1, candidate_id="c", origin="central", bundle_sha256="", envelope=b"",
+                id="har-1",
+                task="har",
+                sequence=1,
+                candidate_id="c",
+                origin="central",
+                bundle_sha256="",
+                envelope=b"",
                 created_ms=1,
             )
-        )  # fmt: skip
+        )
     visitor.sign_in()
     page = visitor.page
     digits = page.locator("#drift button[data-task=digits]")

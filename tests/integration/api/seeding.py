@@ -73,8 +73,8 @@ def make_context(folder: Path) -> Seeded:
 
 def write_config(layout: ServerLayout) -> ServerConfig:
     """Write a configuration with ports that are free now."""
-    names = ("api_port", "grpc_port", "broker_port")
-    names += ("superlink_fleet_port", "superlink_serverapp_port", "superlink_control_port")
+    names = ["api_port", "grpc_port", "broker_port"]
+    names += ["superlink_fleet_port", "superlink_serverapp_port", "superlink_control_port"]
     config = ServerConfig.model_validate(dict(zip(names, free_ports(len(names)), strict=True)))
     layout.config.write_text(config.model_dump_json())
     return config
@@ -242,7 +242,9 @@ def add_incident(session: Session, incident_id: str, **columns: Any) -> Incident
     return incident
 
 
-def add_drift(session: Session, device_id: str, release_id: str, values: dict[str, float], *, status: str) -> None:
+def add_drift(
+    session: Session, device_id: str, release_id: str, values: dict[str, float], *, status: str, window: int = 1
+) -> None:
     """A judged window; ``values`` maps features to their corrected PSI."""
 
     def severity(psi: float) -> str:
@@ -264,7 +266,7 @@ def add_drift(session: Session, device_id: str, release_id: str, values: dict[st
         DriftWindow(
             device_id=device_id,
             boot_id="boot",
-            window=1,
+            window=window,
             release_id=release_id,
             edges_sha256="e" * 64,
             started_ms=now_ms() - 60_000,
@@ -357,49 +359,131 @@ def seed_fleet(seeded: Seeded) -> None:
             created_ms=now - 95_000,
         )
         add_rollout(
-            session, "rollout-11aa22bb33cc", "digits-1", dict.fromkeys(names, "healthy"), state="finished", detail="",
-            created_ms=now - 66 * minute, updated_ms=now - 62 * minute,
-        )  # fmt: skip
+            session,
+            "rollout-11aa22bb33cc",
+            "digits-1",
+            dict.fromkeys(names, "healthy"),
+            state="finished",
+            detail="",
+            created_ms=now - 66 * minute,
+            updated_ms=now - 62 * minute,
+        )
         add_campaign(
             session, "campaign-3f9c2a1b7d4e", [0.903, 0.916, 0.924, 0.931, 0.935], created_ms=now - 50 * minute
         )
         add_campaign(
-            session, "campaign-8e21c0447aa1", [0.884, 0.915, 0.936, 0.947], strategy="fedprox", created_ms=now - 6 * minute,
-            incident_id="incident-4c00d1e2f3a4", candidate_id="candidate-2",
-        )  # fmt: skip
+            session,
+            "campaign-8e21c0447aa1",
+            [0.884, 0.915, 0.936, 0.947],
+            strategy="fedprox",
+            created_ms=now - 6 * minute,
+            incident_id="incident-4c00d1e2f3a4",
+            candidate_id="candidate-2",
+        )
         add_campaign(
-            session, "campaign-c4d5e6f70819", [0.941, 0.949], strategy="fedprox", state="running", base_release="digits-2",
-            settings={"rounds": 5}, created_ms=now - 30_000,
-        )  # fmt: skip
+            session,
+            "campaign-c4d5e6f70819",
+            [0.941, 0.949],
+            strategy="fedprox",
+            state="running",
+            base_release="digits-2",
+            settings={"rounds": 5},
+            created_ms=now - 30_000,
+        )
         add_incident(session, "incident-9d3e5a7c1b20", device_ids=sorted(drifting))
         add_incident(
-            session, "incident-4c00d1e2f3a4", state="canary", severity="critical", policy="auto-digits",
-            detail="press-02: contrast, stroke changed; the e-detector crossed its threshold", device_ids=["press-02", "press-03"],
-            campaign_id="campaign-8e21c0447aa1", rollout_id="rollout-5b1c90d2a3f4", opened_ms=now - 9 * minute,
-        )  # fmt: skip
+            session,
+            "incident-4c00d1e2f3a4",
+            state="canary",
+            severity="critical",
+            policy="auto-digits",
+            detail="press-02: contrast, stroke changed; the e-detector crossed its threshold",
+            device_ids=["press-02", "press-03"],
+            campaign_id="campaign-8e21c0447aa1",
+            rollout_id="rollout-5b1c90d2a3f4",
+            opened_ms=now - 9 * minute,
+        )
         add_incident(
-            session, "incident-77aa88bb99cc", kind="data-quality", state="resolved", severity="warn",
-            detail="press-05: 3.1 % of rows with missing values, usual 0.0 %", device_ids=["press-05"], opened_ms=now - 40 * minute,
-        )  # fmt: skip
-        add_job(session, "job-1", state="running", attempts=1, kind="campaign", started_ms=now - 29_000,
-                progress={"round": 2, "accuracy": 0.949}, created_ms=now - 30_000)  # fmt: skip
-        add_job(session, "job-2", state="done", attempts=1, kind="candidate", started_ms=now - 5 * minute,
-                finished_ms=now - 5 * minute + 21_400, created_ms=now - 5 * minute)  # fmt: skip
-        add_job(session, "job-3", state="failed", attempts=5, kind="drift-report", error="attempt 5 of 5: killed by signal 9",
-                started_ms=now - 11 * minute, finished_ms=now - 11 * minute + 3_000, created_ms=now - 12 * minute)  # fmt: skip
-        add_job(session, "job-4", state="done", attempts=1, started_ms=now - 72 * minute,
-                finished_ms=now - 71 * minute, created_ms=now - 72 * minute)  # fmt: skip
+            session,
+            "incident-77aa88bb99cc",
+            kind="data-quality",
+            state="resolved",
+            severity="warn",
+            detail="press-05: 3.1 % of rows with missing values, usual 0.0 %",
+            device_ids=["press-05"],
+            opened_ms=now - 40 * minute,
+        )
+        add_job(
+            session,
+            "job-1",
+            state="running",
+            attempts=1,
+            kind="campaign",
+            started_ms=now - 29_000,
+            progress={"round": 2, "accuracy": 0.949},
+            created_ms=now - 30_000,
+        )
+        add_job(
+            session,
+            "job-2",
+            state="done",
+            attempts=1,
+            kind="candidate",
+            started_ms=now - 5 * minute,
+            finished_ms=now - 5 * minute + 21_400,
+            created_ms=now - 5 * minute,
+        )
+        add_job(
+            session,
+            "job-3",
+            state="failed",
+            attempts=5,
+            kind="drift-report",
+            error="attempt 5 of 5: killed by signal 9",
+            started_ms=now - 11 * minute,
+            finished_ms=now - 11 * minute + 3_000,
+            created_ms=now - 12 * minute,
+        )
+        add_job(
+            session,
+            "job-4",
+            state="done",
+            attempts=1,
+            started_ms=now - 72 * minute,
+            finished_ms=now - 71 * minute,
+            created_ms=now - 72 * minute,
+        )
         session.add(Policy(name="auto-digits", task="digits", settings={"rounds": 4}, created_ms=now))
         for actor, action, subject, detail in (
             ("admin", "policy.set", "auto-digits", {"task": "digits", "enabled": True}),
             ("the-operator", "training.start", "job-4", {"task": "digits"}),
             ("the-approver", "release.publish", "digits-1", {"candidate_id": "candidate-1", "sequence": 1}),
-            ("the-operator", "rollout.start", "rollout-11aa22bb33cc", {"release": "digits-1", "devices": 8, "canary_percent": 10}),
+            (
+                "the-operator",
+                "rollout.start",
+                "rollout-11aa22bb33cc",
+                {"release": "digits-1", "devices": 8, "canary_percent": 10},
+            ),
             ("system", "champion.promote", "digits-1", {"task": "digits", "reason": "rollout finished"}),
-            ("drift-detector", "incident.open", "incident-4c00d1e2f3a4", {"kind": "drift", "device": "press-02", "severity": "critical"}),
+            (
+                "drift-detector",
+                "incident.open",
+                "incident-4c00d1e2f3a4",
+                {"kind": "drift", "device": "press-02", "severity": "critical"},
+            ),
             ("policy:auto-digits", "incident.approve", "incident-4c00d1e2f3a4", {"from": "proposed", "to": "approved"}),
-            ("policy:auto-digits", "campaign.start", "campaign-8e21c0447aa1", {"task": "digits", "strategy": "fedprox"}),
+            (
+                "policy:auto-digits",
+                "campaign.start",
+                "campaign-8e21c0447aa1",
+                {"task": "digits", "strategy": "fedprox"},
+            ),
             ("policy:auto-digits", "rollout.start", "rollout-5b1c90d2a3f4", {"release": "digits-2", "devices": 8}),
-            ("drift-detector", "incident.open", "incident-9d3e5a7c1b20", {"kind": "drift", "device": "press-01", "severity": "act"}),
-        ):  # fmt: skip
+            (
+                "drift-detector",
+                "incident.open",
+                "incident-9d3e5a7c1b20",
+                {"kind": "drift", "device": "press-01", "severity": "act"},
+            ),
+        ):
             ledger.append(session, actor=actor, action=action, subject=subject, detail=detail)

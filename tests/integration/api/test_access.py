@@ -86,7 +86,7 @@ def test_a_route_is_for_its_role_and_higher_ones(
 ) -> None:
     with seeded.context.database.reading() as session:
         before = ledger.head(session)
-    refused = [role for role in ROLES if ROLES.index(role) < ROLES.index(least)]  # type: ignore[arg-type]
+    refused = [role for role in ROLES if ROLES.index(role) < ROLES.index(least)]
     for token in ("", "no-such-token"):
         answer = _call(client, method, path, body, token)
         assert answer.status_code == 401

@@ -89,8 +89,13 @@ def test_the_drift_matrix(client: TestClient) -> None:
     first = matrix["devices"][0]
     assert (first["device_id"], first["status"]) == ("press-01", "drift")
     assert first["cells"]["contrast"] == {
-        "psi": pytest.approx(0.32), "psi_corrected": 0.31, "p": 0.5, "q": 0.001, "severity": "critical", "flagged": True,
-    }  # fmt: skip
+        "psi": pytest.approx(0.32),
+        "psi_corrected": 0.31,
+        "p": 0.5,
+        "q": 0.001,
+        "severity": "critical",
+        "flagged": True,
+    }
     assert client.get("/v1/drift", params={"task": "har"}).json() == {"task": "har", "features": [], "devices": []}
     assert client.get("/v1/drift").json()["error"]["field"] == "task"
 
@@ -114,9 +119,15 @@ def test_the_summary_counts_what_there_is(client: TestClient) -> None:
     assert (summary["caller"], summary["role"]) == ("the-admin", "admin")
     moods = {stage["key"]: stage["mood"] for stage in summary["loop"]}
     assert moods == {
-        "train": "idle", "gates": "idle", "release": "good", "rollout": "busy", "fleet": "busy", "drift": "attention",
-        "incident": "attention", "campaign": "busy",
-    }  # fmt: skip
+        "train": "idle",
+        "gates": "idle",
+        "release": "good",
+        "rollout": "busy",
+        "fleet": "busy",
+        "drift": "attention",
+        "incident": "attention",
+        "campaign": "busy",
+    }
 
 
 def test_tasks_know_their_champion(client: TestClient) -> None:

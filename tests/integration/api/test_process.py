@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import httpx
@@ -41,7 +42,10 @@ def test_one_process_serves_both_doors_streams_changes_and_ends_on_sigterm_with_
     with running_api(seeded.folder, url) as process:
         with grpc.insecure_channel(f"127.0.0.1:{seeded.context.config.grpc_port}") as channel:
             metadata = [("authorization", HEADERS["authorization"])]
-            devices = api.FleetServiceStub(channel).ListDevices(pb.ListRequest(), metadata=metadata, timeout=20).devices
+            stub: Any = api
+            devices = (
+                stub.FleetServiceStub(channel).ListDevices(pb.ListRequest(), metadata=metadata, timeout=20).devices
+            )
             assert len(devices) == 8
         with httpx.stream("GET", f"{url}/v1/events", headers=HEADERS, timeout=30, trust_env=False) as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")

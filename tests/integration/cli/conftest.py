@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+
 from integration.api.conftest import app, seeded, template
 from integration.api.live import serving
 from integration.api.seeding import TOKENS, Seeded
-
 from skerry_server.api.app import bind
 from skerry_server.cli.main import main
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from integration.api.seeding import TOKENS, Seeded, add_job
 from integration.cli.conftest import Skerry
-
 from skerry_server.cli.main import app as cli
 from skerry_server.cli.main import main
 from skerry_server.store.tables import Candidate, Job, Rollout

@@ -53,35 +53,68 @@ def _job_progress(session: Session) -> None:
 def _rollout(session: Session) -> None:
     session.add(
         Rollout(
-            id="r", release_id="x", task="t", cohort_id="all", state="pending", canary_percent=1, probation_ms=1,
-            created_by="ada", created_ms=1, updated_ms=1,
+            id="r",
+            release_id="x",
+            task="t",
+            cohort_id="all",
+            state="pending",
+            canary_percent=1,
+            probation_ms=1,
+            created_by="ada",
+            created_ms=1,
+            updated_ms=1,
         )
-    )  # fmt: skip
+    )
 
 
 def _round(session: Session) -> None:
     session.add(
         Campaign(
-            id="c", task="t", base_release="x", cohort_id="all", strategy="fedavg", settings={}, state="running",
-            created_by="ada", created_ms=1, updated_ms=1,
+            id="c",
+            task="t",
+            base_release="x",
+            cohort_id="all",
+            strategy="fedavg",
+            settings={},
+            state="running",
+            created_by="ada",
+            created_ms=1,
+            updated_ms=1,
         )
-    )  # fmt: skip
+    )
     session.flush()
     session.add(
         CampaignRound(
-            campaign_id="c", number=1, invited=1, accepted=1, accuracy=0.5, loss=0.5, seconds=1, parameters_sha256="",
+            campaign_id="c",
+            number=1,
+            invited=1,
+            accepted=1,
+            accuracy=0.5,
+            loss=0.5,
+            seconds=1,
+            parameters_sha256="",
             committed_ms=1,
         )
-    )  # fmt: skip
+    )
 
 
 def _verdict(session: Session) -> None:
     session.add(
         DriftWindow(
-            device_id="press-01", boot_id="b", window=1, release_id="x", edges_sha256="", started_ms=1, ended_ms=2, rows=3,
-            body=b"", received_ms=4, verdict={"status": "ok"}, judged=True,
+            device_id="press-01",
+            boot_id="b",
+            window=1,
+            release_id="x",
+            edges_sha256="",
+            started_ms=1,
+            ended_ms=2,
+            rows=3,
+            body=b"",
+            received_ms=4,
+            verdict={"status": "ok"},
+            judged=True,
         )
-    )  # fmt: skip
+    )
 
 
 def _incident(session: Session) -> None:

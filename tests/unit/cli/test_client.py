@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -83,7 +83,8 @@ def test_a_list_is_read_page_by_page_and_no_further_than_asked() -> None:
 
 
 def test_waiting_bears_a_control_plane_that_restarts() -> None:
-    answers = iter([{"n": 1}, PlatformError("away", remedy=""), PlatformError("away", remedy=""), {"n": 2}])
+    away = PlatformError("away", remedy="")
+    answers: Iterator[dict[str, int] | PlatformError] = iter([{"n": 1}, away, away, {"n": 2}])
 
     def look() -> dict[str, int]:
         answer = next(answers)

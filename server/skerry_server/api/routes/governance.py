@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from skerry_server.api import documents as doc
 from skerry_server.api import identity, queries, reports, requests, views
+from skerry_server.api import oversight_documents as oversight
 from skerry_server.api.dependencies import (
     ACT,
     READ,
@@ -36,7 +37,7 @@ PolicyName = Annotated[str, Path(description="Name of a policy: 1 to 63 characte
 @router.get("/incidents", summary="List incidents", responses=READ)
 def list_incidents(
     query: Annotated[requests.IncidentQuery, Query()], context: Context, caller: Viewer
-) -> doc.PageOf[doc.IncidentDocument]:
+) -> doc.PageOf[oversight.IncidentDocument]:
     """Newest first."""
     with context.database.reading() as session:
         page = fetch_page(
@@ -46,7 +47,7 @@ def list_incidents(
 
 
 @router.get("/incidents/{incident_id}", summary="Show an incident", responses=SHOW)
-def get_incident(incident_id: IncidentId, context: Context, caller: Viewer) -> doc.IncidentDocument:
+def get_incident(incident_id: IncidentId, context: Context, caller: Viewer) -> oversight.IncidentDocument:
     """Its evidence, what was done about it and what a person may do."""
     with context.database.reading() as session:
         return _incident(session, incident_id)
@@ -55,7 +56,7 @@ def get_incident(incident_id: IncidentId, context: Context, caller: Viewer) -> d
 @router.post("/incidents/{incident_id}/approve", summary="Approve what an incident proposes", responses=ACT)
 def approve_incident(
     incident_id: IncidentId, body: requests.ReasonRequest, context: Context, caller: Approver
-) -> doc.IncidentDocument:
+) -> oversight.IncidentDocument:
     """Lets the proposed step happen."""
     with context.database.transaction() as session:
         incidents.approve(session, incident_id, actor=caller.name, reason=body.reason)
@@ -65,7 +66,7 @@ def approve_incident(
 @router.post("/incidents/{incident_id}/dismiss", summary="Dismiss an incident", responses=ACT)
 def dismiss_incident(
     incident_id: IncidentId, body: requests.ReasonRequest, context: Context, caller: Approver
-) -> doc.IncidentDocument:
+) -> oversight.IncidentDocument:
     """Closes it; nothing is done."""
     with context.database.transaction() as session:
         incidents.dismiss(session, incident_id, actor=caller.name, reason=body.reason)
@@ -98,46 +99,48 @@ def get_report(incident_id: IncidentId, context: Context, caller: Viewer) -> Res
 @router.get("/policies", summary="List policies", responses=READ)
 def list_policies(
     query: Annotated[requests.PolicyQuery, Query()], context: Context, caller: Viewer
-) -> doc.PageOf[doc.PolicyDocument]:
+) -> doc.PageOf[oversight.PolicyDocument]:
     """By name."""
     with context.database.reading() as session:
         page = fetch_page(
             session, queries.POLICIES, page_size=query.page_size, page_token=query.page_token, filters=query.filters()
         )
-    items = [doc.PolicyDocument.model_validate(row) for row in page.items]
+    items = [oversight.PolicyDocument.model_validate(row) for row in page.items]
     return doc.PageOf(items=items, next_page_token=page.next_page_token)
 
 
 @router.put("/policies/{name}", summary="Create or replace a policy", responses=ACT)
-def put_policy(name: PolicyName, body: requests.PolicyRequest, context: Context, caller: Admin) -> doc.PolicyDocument:
+def put_policy(
+    name: PolicyName, body: requests.PolicyRequest, context: Context, caller: Admin
+) -> oversight.PolicyDocument:
     """A policy acts without a person: only an admin changes one."""
     with context.database.transaction() as session:
         row = policies.set_policy(
             session, name=name, task=body.task, settings=body.settings, enabled=body.enabled, actor=caller.name
         )
-        return doc.PolicyDocument.model_validate(row)
+        return oversight.PolicyDocument.model_validate(row)
 
 
 @router.get("/audit", summary="List the audit ledger", responses=READ)
 def list_audit(
     query: Annotated[requests.AuditQuery, Query()], context: Context, caller: Viewer
-) -> doc.PageOf[doc.AuditDocument]:
+) -> doc.PageOf[oversight.AuditDocument]:
     """Newest first: who changed what, when."""
     with context.database.reading() as session:
         page = fetch_page(
             session, queries.AUDIT, page_size=query.page_size, page_token=query.page_token, filters=query.filters()
         )
-    items = [doc.AuditDocument.model_validate(row) for row in page.items]
+    items = [oversight.AuditDocument.model_validate(row) for row in page.items]
     return doc.PageOf(items=items, next_page_token=page.next_page_token)
 
 
 @router.get("/audit/verify", summary="Verify the audit ledger", responses=READ)
-def verify_audit(context: Context, caller: Viewer) -> doc.AuditVerificationDocument:
+def verify_audit(context: Context, caller: Viewer) -> oversight.AuditVerificationDocument:
     """Recomputes the chain of hashes from the first entry on."""
     with context.database.reading() as session:
         broken = ledger.verify(session)
         entries, _ = ledger.head(session)
-    return doc.AuditVerificationDocument(intact=broken is None, entries=entries, first_broken=broken)
+    return oversight.AuditVerificationDocument(intact=broken is None, entries=entries, first_broken=broken)
 
 
 @router.get("/api-tokens", summary="List API tokens", responses=READ)
@@ -170,5 +173,5 @@ def revoke_api_token(
         identity.revoke_api_token(session, name=name, actor=caller.name)
 
 
-def _incident(session: Session, incident_id: str) -> doc.IncidentDocument:
+def _incident(session: Session, incident_id: str) -> oversight.IncidentDocument:
     return views.incident(queries.find(session, Incident, incident_id, kind="incident"))

@@ -13,6 +13,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from skerry_server.api import documents as doc
 from skerry_server.api import metrics, overview, queries, requests, views
+from skerry_server.api import oversight_documents as oversight
 from skerry_server.api.changes import ChangeFeed, TooManyListenersError
 from skerry_server.api.dependencies import READ, Context, Viewer, beside_another_type
 from skerry_server.errors import PlatformError
@@ -26,14 +27,16 @@ STREAM_S = 600.0
 
 
 @router.get("/v1/summary", summary="The control plane at a glance", responses=READ)
-def get_summary(context: Context, caller: Viewer) -> doc.SummaryDocument:
+def get_summary(context: Context, caller: Viewer) -> oversight.SummaryDocument:
     """Sizes, states, champions, and the loop with what each box of it is doing."""
     with context.database.reading() as session:
         return overview.summarize(session, caller)
 
 
 @router.get("/v1/drift", summary="Newest drift verdicts", responses=READ)
-def get_drift(query: Annotated[requests.DriftQuery, Query()], context: Context, caller: Viewer) -> doc.DriftDocument:
+def get_drift(
+    query: Annotated[requests.DriftQuery, Query()], context: Context, caller: Viewer
+) -> oversight.DriftDocument:
     """Devices by features, for the release that each device runs now."""
     with context.database.reading() as session:
         return views.drift(query.task, queries.latest_drift(session, query.task))
@@ -69,14 +72,14 @@ async def _events(stream: AsyncIterator[frozenset[str]]) -> AsyncIterator[str]:
 
 
 @router.get("/healthz", summary="Whether this process can do its work", responses={503: {"model": doc.Problem}})
-def get_health(context: Context) -> doc.HealthDocument:
+def get_health(context: Context) -> oversight.HealthDocument:
     """Asks the store; needs no token."""
     try:
         with context.database.reading() as session:
             session.execute(sa.text("SELECT 1"))
     except sa.exc.SQLAlchemyError as error:
         raise PlatformError("the store does not answer", remedy="look at the API's log") from error
-    return doc.HealthDocument(status="ok", version=overview.version())
+    return oversight.HealthDocument(status="ok", version=overview.version())
 
 
 @router.get(
