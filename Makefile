@@ -42,7 +42,7 @@ check: install ## Style, types, import directions, freshness of generated code
 
 unit: install ## Every test but the soak runs
 	scripts/install-system-packages.sh mosquitto mosquitto-clients chromium debootstrap
-	$(BIN)/pytest -m "not soak" --durations=15
+	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadfile --durations=15
 
 soak: install ## The long runs
 	scripts/install-system-packages.sh mosquitto

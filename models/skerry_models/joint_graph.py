@@ -10,8 +10,10 @@ default ONNX domain, and names are the network's fully qualified names.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from skerry_models.onnx_graph import OPSET, rename_values
 
 ARTIFACT = "train_step.onnx"
 _PREFIX = "network."
+#: Terminal colours in exporter messages.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LossModule(torch.nn.Module):
@@ -82,6 +86,7 @@ def build_joint_graph(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor
     Raises:
         ExportError: The network does not export, or a gradient is missing or has no plain ONNX form.
     """
+    _check_gradients(network, x, y)
     module = LossModule(network.train())
     with quiet_export():
         program = _joint_program(module, x, y)
@@ -102,6 +107,20 @@ def build_joint_graph(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor
     if len(by_kind["LOSS_OUTPUT"]) != 1:
         raise ExportError(ARTIFACT, f"expected one loss, found {len(by_kind['LOSS_OUTPUT'])}")
     return JointGraph(model, next(iter(by_kind["LOSS_OUTPUT"].values())), gradients, by_kind["BUFFER_MUTATION"])
+
+
+def _check_gradients(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Run one eager backward pass on a copy: the exporter does not name a parameter that the loss does not reach."""
+    try:
+        trial = copy.deepcopy(network).train()
+        functional.cross_entropy(trial(x), y).backward()
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ExportError(ARTIFACT, f"the network does not run on {list(x.shape)}: {first_lines(error)}") from error
+    missing = [
+        name for name, parameter in trial.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    if missing:
+        raise ExportError(ARTIFACT, f"no gradient for {', '.join(missing)}")
 
 
 def _joint_program(module: LossModule, x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -153,12 +172,9 @@ def _to_onnx(program: Any) -> onnx.ModelProto:
 
 
 def first_lines(error: BaseException) -> str:
-    """The part of a long exporter message that names the cause."""
-    causes: list[str] = []
-    current: BaseException | None = error
-    while current is not None and len(causes) < 4:
-        lines = [line.strip() for line in str(current).splitlines() if line.strip()]
-        interesting = [line for line in lines if "aten" in line or "not supported" in line.lower()]
-        causes.append(f"{type(current).__name__}: {(interesting or lines or ['no message'])[0][:240]}")
-        current = current.__cause__
-    return " <- ".join(causes)
+    """What the exception at the bottom of a chain says, in one line: exporters bury the cause under general advice."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [_COLOUR.sub("", line).strip() for line in str(cause).splitlines()]
+    return f"{type(cause).__name__}: {next((line for line in lines if line), 'no message')[:400]}"

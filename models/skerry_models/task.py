@@ -144,6 +144,8 @@ class CampaignDefaults:
 class Task(Protocol):
     """What a task package provides."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def name(self) -> str:
         """Name as registered; lower case letters, digits and dashes."""

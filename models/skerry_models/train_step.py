@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +68,16 @@ def export_train_step(task: Task, batch: int = 8) -> tuple[bytes, TrainStepSpec]
     Raises:
         ExportError: The network has no plain training step; the text names the operator.
     """
-    return export_network_step(
-        task.create_network(0), task.input.shape, len(task.classes), task.default_training.momentum, batch=batch
-    )
+    model, spec = _exported(task, batch)
+    return model, TrainStepSpec.FromString(spec)
+
+
+@lru_cache(maxsize=8)
+def _exported(task: Task, batch: int) -> tuple[bytes, bytes]:
+    """Export takes seconds and depends on nothing but the task: once per process is enough."""
+    network, momentum = task.create_network(0), task.default_training.momentum
+    model, spec = export_network_step(network, task.input.shape, len(task.classes), momentum, batch=batch)
+    return model, spec.SerializeToString(deterministic=True)
 
 
 def export_network_step(

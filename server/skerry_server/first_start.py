@@ -95,10 +95,6 @@ def _configuration(layout: ServerLayout, changes: Mapping[str, Any]) -> ServerCo
         document = config.model_dump() | dict(changes)
     else:
         document = _chosen_ports(str(changes.get("host", "127.0.0.1"))) | dict(changes)
-    if "superlink_fleet_port" in document:
-        # One listener serves all three APIs of the SuperLink that we run.
-        port = document["superlink_fleet_port"]
-        document |= {"superlink_serverapp_port": port, "superlink_control_port": port}
     try:
         changed = ServerConfig.model_validate(document)
     except ValidationError as error:
@@ -111,7 +107,7 @@ def _configuration(layout: ServerLayout, changes: Mapping[str, Any]) -> ServerCo
 
 
 def _chosen_ports(host: str) -> dict[str, Any]:
-    names = ("api_port", "grpc_port", "broker_port", "superlink_fleet_port")
+    names = ("api_port", "grpc_port", "broker_port", "superlink_port")
     return dict(zip(names, ports.free_ports(host, len(names)), strict=True))
 
 

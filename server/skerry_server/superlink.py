@@ -1,8 +1,7 @@
 """Flower's SuperLink as a child process: its command line, environment and health.
 
 Since flwr 1.40 the Fleet API (nodes), the Runtime API (server apps) and the Control API (``flwr run``) are HTTP on one
-listener; their gRPC forms are not started. The three SuperLink ports of the configuration are therefore one number
-when this control plane runs the SuperLink, and may differ only for one that runs elsewhere.
+listener; their gRPC forms are not started.
 
 ``--isolation process``: the SuperLink starts no SuperExec and no process of its own for a run; the campaign job asks
 for its task itself (:mod:`skerry_server.federation.flower`). flwr is not imported here: the process is told everything
@@ -47,15 +46,12 @@ def command(program: Path, config: ServerConfig, layout: ServerLayout) -> list[s
         "--host",
         config.host,
         "--port",
-        str(config.superlink_fleet_port),
+        str(config.superlink_port),
         "--database",
         str(layout.superlink / "state.db"),
         # A campaign's process is the ServerApp itself (federation/flower.py): the SuperLink starts none.
         "--isolation",
         "process",
-        "--isolation",
-        "process",
-        "--disable-runtime-dependency-installation",
     ]
 
 

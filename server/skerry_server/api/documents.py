@@ -335,7 +335,7 @@ class CampaignDocument(BaseModel):
     state: str
     detail: str
     finished: bool = Field(description="Whether its state is final.")
-    succeeded: bool = Field(description="Whether it ended with a candidate.")
+    succeeded: bool = Field(description="Whether it ended with a candidate that passed its gates.")
     incident_id: str
     flower_run_id: str
     mlflow_run_id: str

@@ -25,12 +25,19 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from skerry_server.clock import now_ms
+from skerry_server.errors import InvalidRequestError
 from skerry_server.store.tables import AuditRow
 
 #: What the first entry carries in place of a predecessor's hash.
 GENESIS = "0" * 64
 #: Entries that are read at a time by :func:`verify`.
 _PAGE = 1000
+
+
+def check_reason(reason: str) -> None:
+    """Pass if a decision that must be justified says why; raises InvalidRequestError for the field ``reason``."""
+    if not reason.strip():
+        raise InvalidRequestError("reason", expected="a reason", got=reason)
 
 
 def append(session: Session, *, actor: str, action: str, subject: str, detail: dict[str, Any]) -> AuditRow:

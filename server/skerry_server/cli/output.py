@@ -45,7 +45,7 @@ class Output:
         self.as_json = as_json
         # What is piped is not folded to the width of a terminal that is not there.
         self._console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-        self.errors = Console(stderr=True, highlight=False)
+        self.errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 
     def say(self, message: str) -> None:
         """A line for people, on standard error when standard output is a document."""

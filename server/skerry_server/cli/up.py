@@ -55,7 +55,7 @@ def up(
         "api_port": api_port,
         "grpc_port": grpc_port,
         "broker_port": broker_port,
-        "superlink_fleet_port": superlink_port,
+        "superlink_port": superlink_port,
     }
     changes = {name: value for name, value in wished.items() if value is not None}
     logging.basicConfig(

@@ -6,16 +6,22 @@ can be forgotten; nothing grows with the number of devices.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import blas
 
 from skerry_contract.tensors import Array
 
-_AXPY: dict[str, Any] = {"float32": blas.saxpy, "float64": blas.daxpy}
+
+@functools.cache
+def _axpys() -> dict[str, Any]:
+    """BLAS by type. Imported by the first mean: the API process knows the strategies by name only and stays light."""
+    from scipy.linalg import blas
+
+    return {"float32": blas.saxpy, "float64": blas.daxpy}
 
 
 class StreamingMean:
@@ -24,10 +30,11 @@ class StreamingMean:
     def __init__(self, model: Mapping[str, Array]) -> None:
         """``model`` gives names, shapes and types; its values do not count."""
         self._model = {name: (array.shape, array.dtype) for name, array in model.items()}
+        self._axpys = _axpys()
         self._sums: dict[str, npt.NDArray[Any]] = {}
         for name, array in model.items():
             # Types without an axpy (integers, float16) are few and small: summed in float64.
-            dtype = array.dtype if array.dtype.name in _AXPY else np.dtype(np.float64)
+            dtype = array.dtype if array.dtype.name in self._axpys else np.dtype(np.float64)
             self._sums[name] = np.zeros(array.size, dtype=dtype)
         self._weight = 0.0
         self._unit = 0.0
@@ -55,7 +62,7 @@ class StreamingMean:
         scale = weight / self._unit  # sums stay of the size of the model, whatever the unit of the weights
         for name, total in self._sums.items():
             flat = np.ascontiguousarray(state[name]).reshape(-1)
-            axpy = _AXPY.get(total.dtype.name) if flat.dtype == total.dtype else None
+            axpy = self._axpys.get(total.dtype.name) if flat.dtype == total.dtype else None
             if axpy is not None and flat.size:
                 axpy(flat, total, a=scale)
             else:

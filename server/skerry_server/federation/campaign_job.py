@@ -51,7 +51,7 @@ def run(job: JobContext) -> dict[str, Any]:
     context = job.context
     plan, strategy_name = load_plan(context, str(job.payload["campaign_id"]))
     journal = CampaignJournal(context.database, context.artifacts, plan.campaign_id, job.folder / "updates")
-    address = ports.join(ports.connect_address(context.config.host), context.config.superlink_serverapp_port)
+    address = ports.join(ports.connect_address(context.config.host), context.config.superlink_port)
 
     @contextmanager
     def open_exchange() -> Iterator[Exchange]:

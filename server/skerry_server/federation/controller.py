@@ -24,6 +24,7 @@ from skerry_server.context import ServerContext
 from skerry_server.federation import campaign_machine, recruiting, service
 from skerry_server.federation.settings import CampaignSettings, load_settings
 from skerry_server.fleet.service import cohort_device_ids
+from skerry_server.incidents.service import quarantined_device_ids
 from skerry_server.jobs import job_machine, queue
 from skerry_server.releases import candidate_machine
 from skerry_server.releases.service import create_candidate, failed_gates
@@ -144,6 +145,7 @@ class CampaignController:
     @staticmethod
     def _cohort(session: Session, campaign: Campaign) -> list[recruiting.DeviceFacts]:
         devices = cohort_device_ids(session, campaign.cohort_id)
+        quarantined = quarantined_device_ids(session, campaign.task)
         query = (
             sa.select(Device, Release.task, Release.train_step_sha256)
             .outerjoin(Release, Release.id == Device.active_release)
@@ -159,6 +161,7 @@ class CampaignController:
                 task=task or "",
                 train_step_sha256=train_step or "",
                 ineligible_reason=device.ineligible_reason,
+                quarantined=device.id in quarantined,
             )
             for device, task, train_step in session.execute(query)
         ]
@@ -175,7 +178,7 @@ class CampaignController:
             task=campaign.task,
             release_id=base.id,
             train_step_sha256=bytes.fromhex(base.train_step_sha256),
-            superlink_address=ports.join(ports.reachable_address(config.host), config.superlink_fleet_port),
+            superlink_address=ports.join(ports.reachable_address(config.host), config.superlink_port),
             minimum_samples=settings.minimum_samples,
             expires_unix_ms=expires_ms,
         )

@@ -23,6 +23,7 @@ class DeviceFacts:
         task: Of its active release; empty without one.
         train_step_sha256: Of its active release.
         ineligible_reason: Why the device itself stays out (power, heat, ...); empty for no reason.
+        quarantined: A data-quality incident about it is open: what it would learn from is known to be broken.
     """
 
     device_id: str
@@ -32,6 +33,7 @@ class DeviceFacts:
     task: str
     train_step_sha256: str
     ineligible_reason: str
+    quarantined: bool
 
 
 def ineligible(facts: DeviceFacts, *, task: str, train_step_sha256: str, minimum_samples: int) -> str:
@@ -40,6 +42,8 @@ def ineligible(facts: DeviceFacts, *, task: str, train_step_sha256: str, minimum
         return "offline"
     if facts.ineligible_reason:
         return facts.ineligible_reason
+    if facts.quarantined:
+        return "quarantined: an incident about the quality of its data is open"
     if facts.task != task:
         return f"runs {facts.task or 'no task'}, not {task}"
     if facts.train_step_sha256 != train_step_sha256:

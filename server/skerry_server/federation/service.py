@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from skerry_contract.identifiers import new_id
 from skerry_server.audit import ledger
 from skerry_server.clock import now_ms
-from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError
+from skerry_server.errors import ConflictError, NotFoundError
 from skerry_server.federation import campaign_machine
 from skerry_server.federation.settings import parse_settings
 from skerry_server.federation.strategies import check_strategy
@@ -108,8 +108,7 @@ def abort_campaign(session: Session, campaign_id: str, *, reason: str, actor: st
         NotFoundError: There is no such campaign.
         ConflictError: It has ended.
     """
-    if not reason.strip():
-        raise InvalidRequestError("reason", expected="a reason", got=reason)
+    ledger.check_reason(reason)
     campaign = get_campaign(session, campaign_id)
     if campaign.state not in campaign_machine.ACTIVE:
         raise ConflictError(f"campaign {campaign_id} is {campaign.state}")

@@ -219,7 +219,7 @@ def enroll(
         broker_host=host,
         broker_port=context.config.broker_port,
         broker_password=password,
-        superlink_address=ports.join(host, context.config.superlink_fleet_port),
+        superlink_address=ports.join(host, context.config.superlink_port),
         release_keys=[load_or_create_key(context.layout).public_key.hex()],
     )
 

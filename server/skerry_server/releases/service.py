@@ -177,8 +177,7 @@ def withdraw(session: Session, release_id: str, *, actor: str, reason: str) -> R
         InvalidRequestError: No reason is given.
         ConflictError: It is withdrawn already, or it is its task's champion.
     """
-    if not reason.strip():
-        raise InvalidRequestError("reason", expected="a reason", got=reason)
+    ledger.check_reason(reason)
     release = get_release(session, release_id)
     champion = session.scalar(
         sa.select(ChampionEntry.release_id)

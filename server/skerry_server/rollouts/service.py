@@ -110,14 +110,16 @@ def abort_rollout(session: Session, rollout_id: str, *, reason: str, actor: str)
     """Stop a rollout: before anything was instructed it is aborted, afterwards it rolls back.
 
     Raises:
+        InvalidRequestError: No reason is given.
         NotFoundError: There is no such rollout.
         ConflictError: It has ended or is rolling back already.
     """
+    ledger.check_reason(reason)
     rollout = get_rollout(session, rollout_id)
     if "abort" not in rollout_machine.TRANSITIONS[rollout.state]:
         raise ConflictError(f"rollout {rollout_id} is {rollout.state} and cannot be aborted")
     rollout.state = rollout_machine.next_state(rollout.state, "abort")
-    rollout.detail = f"aborted by {actor}: {reason or 'no reason given'}"
+    rollout.detail = f"aborted by {actor}: {reason}"
     rollout.stage_started_ms = rollout.updated_ms = now_ms()
     ledger.append(
         session, actor=actor, action="rollout.abort", subject=rollout_id, detail={"reason": reason, "to": rollout.state}

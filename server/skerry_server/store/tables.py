@@ -124,7 +124,7 @@ class Candidate(Base):
     campaign_id: Mapped[str] = mapped_column(default="")
     incident_id: Mapped[str] = mapped_column(default="")
     bundle_sha256: Mapped[str] = mapped_column(default="")
-    # Flat name -> number: accuracy_fp32, accuracy_int8, macro_f1, latency_p50_us, fp32_bytes, int8_bytes, ...
+    # Flat name -> number: accuracy, macro_f1, accuracy_int8_x86, int8_minus_fp32, size_int8_bytes, ...
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     # {"gates": [{"name", "passed", "value", "limit", "detail"}]}
     gates: Mapped[dict[str, Any]] = mapped_column(default=dict)

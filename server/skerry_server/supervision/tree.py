@@ -18,7 +18,7 @@ PORTS: Mapping[str, tuple[str, str]] = {
     "api_port": ("the REST API and console", "--api-port"),
     "grpc_port": ("the gRPC API", "--grpc-port"),
     "broker_port": ("the MQTT broker", "--broker-port"),
-    "superlink_fleet_port": ("the Flower SuperLink", "--superlink-port"),
+    "superlink_port": ("the Flower SuperLink", "--superlink-port"),
 }
 
 
@@ -46,7 +46,7 @@ def children(config: ServerConfig, layout: ServerLayout) -> list[ChildSpec]:
         ChildSpec(
             superlink.PROCESS_NAME,
             superlink.command(superlink.find_superlink(), config, layout),
-            http_ready(f"http://{ports.join(host, config.superlink_fleet_port)}{superlink.HEALTH_PATH}"),
+            http_ready(f"http://{ports.join(host, config.superlink_port)}{superlink.HEALTH_PATH}"),
             superlink.environment(layout, inherited),
         ),
         ChildSpec(
@@ -74,7 +74,7 @@ def describe(config: ServerConfig) -> TreeState:
         url=f"http://{ports.join(host, config.api_port)}",
         grpc=ports.join(host, config.grpc_port),
         broker=ports.join(host, config.broker_port),
-        superlink=ports.join(host, config.superlink_fleet_port),
+        superlink=ports.join(host, config.superlink_port),
     )
 
 

@@ -27,7 +27,7 @@ def render(result: DemoResult) -> str:
     figures = [
         ("unseen data, first model", f"{accuracy.get('v1', float('nan')):.1%}"),
         ("unseen data, federated", f"{accuracy.get('federated', float('nan')):.1%}"),
-        ("drifted devices, before", f"{accuracy.get('drifted', float('nan')):.1%}"),
+        ("drifted devices, not yet recovered", f"{accuracy.get('drifted', float('nan')):.1%}"),
         ("drifted devices, recovered", f"{accuracy.get('recovered', float('nan')):.1%}"),
         (
             "inference through gRPC, p50 / p99",

@@ -35,9 +35,7 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
         api_port=1,
         grpc_port=1,
         broker_port=1,
-        superlink_fleet_port=port,
-        superlink_serverapp_port=port,
-        superlink_control_port=port,
+        superlink_port=port,
     )
     link = SuperLink(ServerLayout(tmp_path_factory.mktemp("server")), config)
     link.start()

@@ -73,8 +73,7 @@ def make_context(folder: Path) -> Seeded:
 
 def write_config(layout: ServerLayout) -> ServerConfig:
     """Write a configuration with ports that are free now."""
-    names = ["api_port", "grpc_port", "broker_port"]
-    names += ["superlink_fleet_port", "superlink_serverapp_port", "superlink_control_port"]
+    names = ["api_port", "grpc_port", "broker_port", "superlink_port"]
     config = ServerConfig.model_validate(dict(zip(names, free_ports(len(names)), strict=True)))
     layout.config.write_text(config.model_dump_json())
     return config
@@ -126,7 +125,7 @@ def add_release(session: Session, context: ServerContext, number: int, **columns
         "task": "digits",
         "origin": "central" if number == 1 else "federated",
         "parent_release": f"digits-{number - 1}" if number > 1 else "",
-        "metrics": {"accuracy_fp32": 0.88 + 0.02 * number, "accuracy_int8": 0.875 + 0.02 * number},
+        "metrics": {"accuracy": 0.88 + 0.02 * number, "accuracy_int8_x86": 0.875 + 0.02 * number},
     }
     values = defaults | columns
     session.add(
@@ -334,7 +333,7 @@ def seed_fleet(seeded: Seeded) -> None:
             seeded.context,
             2,
             created_ms=now - 3 * minute,
-            metrics={"accuracy_fp32": 0.947, "accuracy_int8": 0.943},
+            metrics={"accuracy": 0.947, "accuracy_int8_x86": 0.943},
         )
         add_champion(session, "digits-1", at_ms=now - 62 * minute)
         for index, name in enumerate(names):

@@ -138,11 +138,9 @@ def test_tasks_know_their_champion(client: TestClient) -> None:
 
 def test_figures_that_are_not_finite_become_null(client: TestClient, seeded: Seeded) -> None:
     with seeded.context.database.transaction() as session:
-        add_release(
-            session, seeded.context, 9, metrics={"accuracy_fp32": float("nan"), "loss": float("inf"), "note": "x"}
-        )
+        add_release(session, seeded.context, 9, metrics={"accuracy": float("nan"), "loss": float("inf"), "note": "x"})
         add_job(session, "job-nan", progress={"loss": float("nan"), "rounds": [float("inf"), 1]})
-    assert client.get("/v1/releases/digits-9").json()["metrics"] == {"accuracy_fp32": None, "loss": None}
+    assert client.get("/v1/releases/digits-9").json()["metrics"] == {"accuracy": None, "loss": None}
     assert client.get("/v1/jobs/job-nan").json()["progress"] == {"loss": None, "rounds": [None, 1]}
 
 
@@ -223,6 +221,9 @@ def test_health_needs_no_token_and_fails_with_the_store(client: TestClient, seed
         ("POST", "/v1/incidents/incident-9d3e5a7c1b20/approve", {"reason": "x" * 501}, 422, "reason"),
         ("POST", "/v1/campaigns/campaign-3f9c2a1b7d4e/abort", {"reason": "late"}, 409, ""),
         ("POST", "/v1/campaigns/campaign-c4d5e6f70819/abort", {}, 422, "reason"),
+        ("POST", "/v1/rollouts/rollout-5b1c90d2a3f4/abort", {}, 422, "reason"),
+        ("POST", "/v1/rollouts/rollout-5b1c90d2a3f4/abort", {"reason": " "}, 422, "reason"),
+        ("POST", "/v1/releases/digits-1/withdraw", {}, 422, "reason"),
         ("PUT", "/v1/policies/p", {"task": "digits", "settings": {"rounds": 0}}, 422, "settings.rounds"),
         ("PUT", "/v1/policies/p", {"task": "digits", "settings": {"magic": 1}}, 422, "settings.magic"),
         ("PUT", "/v1/devices/nope/labels", {"labels": {}}, 404, "device"),

@@ -165,6 +165,23 @@ def test_acting_changes_the_store_under_the_callers_name(skerry: Skerry) -> None
     assert skerry("audit", "verify", "--json").document()["intact"] is True
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("rollout", "abort", "rollout-5b1c90d2a3f4"),
+        ("campaign", "abort", "campaign-c4d5e6f70819"),
+        ("release", "withdraw", "digits-1"),
+    ],
+)
+def test_what_is_taken_back_needs_a_reason(skerry: Skerry, command: tuple[str, ...]) -> None:
+    before = skerry("audit", "list", "--json").document()
+    for reason in ((), ("--reason", " ")):
+        refused = skerry(*command, *reason)
+        assert refused.code == 2
+        assert "reason" in refused.err
+    assert skerry("audit", "list", "--json").document() == before
+
+
 def test_tokens_are_made_used_and_revoked(skerry: Skerry, capsys: pytest.CaptureFixture[str]) -> None:
     token = skerry("token", "create", "ada", "--role", "viewer", "--json").document()["token"]
     assert main(["device", "list", "--url", skerry.url, "--token", token, "--json"]) == 0

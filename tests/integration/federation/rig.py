@@ -151,7 +151,7 @@ class SuperLink(ChildProcess):
         layout.superlink.mkdir(parents=True, exist_ok=True)
         command = superlink.command(superlink.find_superlink(), config, layout)
         super().__init__(command, layout.root / "superlink.log", superlink.environment(layout, os.environ))
-        self.url = f"http://127.0.0.1:{config.superlink_fleet_port}"
+        self.url = f"http://127.0.0.1:{config.superlink_port}"
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -227,9 +227,7 @@ class ControlPlane:
             api_port=free_port(),
             grpc_port=free_port(),
             broker_port=free_port(),
-            superlink_fleet_port=port,
-            superlink_serverapp_port=port,
-            superlink_control_port=port,
+            superlink_port=port,
         )
         layout.config.write_text(config.model_dump_json())
         layout.keys.mkdir()

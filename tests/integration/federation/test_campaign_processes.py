@@ -46,7 +46,7 @@ class Fleet:
         task = load_task(TASK)
         self.agents: list[Agent] = []
         for name in NAMES:
-            agent = Agent(root / name, name, bundle, self.context.config.superlink_fleet_port)
+            agent = Agent(root / name, name, bundle, self.context.config.superlink_port)
             samples = task.source(f"client/{name}")
             agent.label(samples.x, samples.y)
             self.agents.append(agent)

@@ -84,9 +84,7 @@ def reopen_control_plane(root: Path) -> ServerContext:
         api_port=1,
         grpc_port=2,
         broker_port=3,
-        superlink_fleet_port=4,
-        superlink_serverapp_port=5,
-        superlink_control_port=6,
+        superlink_port=4,
     )
     database = Database(layout.database_url(config))
     event.listen(database.engine, "connect", _without_flushing)

@@ -243,6 +243,8 @@ def test_abort_before_instructions_touches_no_device_and_afterwards_rolls_back(f
         assert service.abort_rollout(session, second, reason="noise", actor="ada").state == "rolling_back"
         with pytest.raises(ConflictError, match="rolling_back"):
             service.abort_rollout(session, second, reason="again", actor="ada")
+        with pytest.raises(InvalidRequestError, match="reason"):
+            service.abort_rollout(session, second, reason=" ", actor="ada")
     fleet.run(controller, steps=5)
     with fleet.context.database.transaction() as session:
         rollout = session.get_one(Rollout, second)

@@ -211,6 +211,26 @@ def test_bad_requests_say_what_is_wrong(channel: grpc.Channel, request_: Any, co
     assert says in told.value.details()
 
 
+@pytest.mark.parametrize(
+    ("service", "method", "identifier"),
+    [
+        ("RolloutService", "AbortRollout", "rollout-5b1c90d2a3f4"),
+        ("CampaignService", "AbortCampaign", "campaign-c4d5e6f70819"),
+    ],
+)
+def test_nothing_is_aborted_without_a_reason(
+    channel: grpc.Channel, seeded: Seeded, service: str, method: str, identifier: str
+) -> None:
+    with seeded.context.database.reading() as session:
+        before = ledger.head(session)
+    with pytest.raises(grpc.RpcError) as told:
+        getattr(stub(channel, service), method)(pb.ActRequest(id=identifier, reason=" "), **_as("operator"))
+    assert told.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(told.value.trailing_metadata())["skerry-field"] == "reason"
+    with seeded.context.database.reading() as session:
+        assert ledger.head(session) == before
+
+
 def test_the_fields_of_an_error_come_as_trailing_metadata(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as told:
         stub(channel, "FleetService").GetDevice(pb.GetRequest(id="nöpe"), **_as("viewer"))

@@ -47,7 +47,7 @@ def test_flower_s_engine_agrees(sequential: SimulationResult, tmp_path: Path) ->
     assert [row["accepted"] for row in ray.rounds] == [4, 4]
     for name, array in sequential.parameters.items():
         # Updates arrive in another order: float32 sums differ by rounding.
-        np.testing.assert_allclose(ray.parameters[name], array, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(ray.parameters[name].astype(np.float64), array.astype(np.float64), rtol=0, atol=1e-5)
     assert ray.accuracy["unseen"] == pytest.approx(sequential.accuracy["unseen"], abs=0.01)
 
 

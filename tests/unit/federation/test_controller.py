@@ -71,9 +71,7 @@ def context(tmp_path: Path) -> Iterator[ServerContext]:
                 "api_port",
                 "grpc_port",
                 "broker_port",
-                "superlink_fleet_port",
-                "superlink_serverapp_port",
-                "superlink_control_port",
+                "superlink_port",
             )
         )
     }
@@ -278,6 +276,29 @@ def test_only_those_who_can_are_invited_and_late_comers_too(
         session.get_one(Device, "b").online = True
     controller.step()
     assert [name for name, _, _ in broker.commands] == ["a", "b"]
+
+
+def test_a_device_with_broken_data_is_left_out_until_its_incident_ends(
+    context: ServerContext, controller: CampaignController, broker: Broker
+) -> None:
+    about = {"kind": "data-quality", "severity": "act", "detail": "stuck at 0", "opened_ms": 1, "updated_ms": 1}
+    with context.database.transaction() as session:
+        for name, device_id, changes in (
+            ("broken", "b", {}),
+            ("ended", "a", {"state": "dismissed"}),
+            ("drifted", "a", {"kind": "drift"}),
+            ("elsewhere", "c", {"task": "har"}),
+        ):
+            values = about | {"task": "digits", "state": "detected", "device_ids": [device_id]} | changes
+            session.add(Incident(id=f"incident-{name}", release_id="digits-r1", **values))
+    campaign_id = start(context)
+    controller.step()
+    assert sorted(name for name, _, _ in broker.commands) == ["a", "c"]
+    assert "b: quarantined: an incident about the quality of its data is open" in campaign(context, campaign_id).detail
+    with context.database.transaction() as session:
+        session.get_one(Incident, "incident-broken").state = "dismissed"
+    controller.step()
+    assert sorted(name for name, _, _ in broker.commands) == ["a", "b", "c"]
 
 
 def test_the_cohort_decides(context: ServerContext, controller: CampaignController, broker: Broker) -> None:

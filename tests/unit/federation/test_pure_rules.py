@@ -111,7 +111,7 @@ def test_quorum_counts(quorum: float, devices: int, expected: int) -> None:
 
 # Recruiting.
 
-FIT = DeviceFacts("a", True, "12", 50, "digits", "aa", "")
+FIT = DeviceFacts("a", True, "12", 50, "digits", "aa", "", False)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,7 @@ FIT = DeviceFacts("a", True, "12", 50, "digits", "aa", "")
         ({}, ""),
         ({"online": False}, "offline"),
         ({"ineligible_reason": "on battery"}, "on battery"),
+        ({"quarantined": True}, "quarantined: an incident about the quality of its data is open"),
         ({"task": ""}, "runs no task, not digits"),
         ({"task": "har"}, "runs har, not digits"),
         ({"train_step_sha256": "bb"}, "runs a release with another network"),

@@ -46,7 +46,7 @@ def test_enrolment_gives_everything_a_device_needs_and_the_broker_knows_it(conte
     token = _token(context, labels={"site": "north"})
     enrollment = _enroll(context, token, device_class="x86_64", labels={"site": "forged", "line": "3"})
     assert enrollment.broker_port == context.config.broker_port
-    assert enrollment.superlink_address == f"127.0.0.1:{context.config.superlink_fleet_port}"
+    assert enrollment.superlink_address == f"127.0.0.1:{context.config.superlink_port}"
     assert len(bytes.fromhex(enrollment.release_keys[0])) == 32
     assert broker_passwords.matches(enrollment.broker_password, _users(context)["d1"])
     with context.database.reading() as session:

@@ -20,9 +20,7 @@ def make_data_dir(root: Path) -> Path:
             "api_port",
             "grpc_port",
             "broker_port",
-            "superlink_fleet_port",
-            "superlink_serverapp_port",
-            "superlink_control_port",
+            "superlink_port",
         )
     }
     config = ServerConfig(**ports)

@@ -29,7 +29,7 @@ def canonical(extra: list[onnx.NodeProto] | None = None, last: str = "hidden") -
         helper.make_node("Sqrt", ["input"], ["features"], "feature"),
     ]
     constants = {
-        "two": np.float32([2.0]),
+        "two": np.array([2.0], np.float32),
         "scale": np.float32(0.1),
         "zero": np.int8(0),
         "weight": np.ones((3, 3), np.int8),

@@ -18,7 +18,7 @@ def test_figures_by_hand() -> None:
     assert result.accuracy == 0.75
     # Class 0: one hit, one true, two guessed: 2/3. Class 1: two hits, three true, two guessed: 4/5. Class 2: no rows.
     assert result.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 2)
-    assert result.per_class == (1.0, pytest.approx(2 / 3), None)
+    assert list(result.per_class) == [1.0, pytest.approx(2 / 3), None]
     assert result.confusion == ((1, 0, 0), (1, 2, 0), (0, 0, 0))
     assert result.n == 4
     losses = [

@@ -57,10 +57,11 @@ def test_drift_is_a_rotation_of_each_sensor() -> None:
     turned = task.apply_drift(x, 5)
     np.testing.assert_array_equal(x, before)
     np.testing.assert_array_equal(turned, task.apply_drift(x, 5))
-    assert (turned.dtype, turned.shape) == (np.float32, x.shape)
+    assert turned.dtype.name == "float32"
+    assert turned.shape == x.shape
     for first in (0, 3, 6):
-        norms = [np.linalg.norm(rows[:, first : first + 3], axis=1) for rows in (x, turned)]
-        np.testing.assert_allclose(*norms, rtol=1e-4)
+        before_norm, after_norm = (np.linalg.norm(rows[:, first : first + 3], axis=1) for rows in (x, turned))
+        np.testing.assert_allclose(after_norm, before_norm, rtol=1e-4)
     basis = np.zeros((3, 9, 128), dtype=np.float32)
     for axis in range(3):
         basis[axis, 6 + axis] = 1.0

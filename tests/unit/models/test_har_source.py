@@ -137,8 +137,9 @@ def test_other_schemes_are_refused(nowhere: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_prepared_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "har.npz"
-    columns = {name: np.zeros(2, np.uint8) for name in ("y", "subject", "recording", "start", "split")}
-    np.savez(path, x=np.zeros((2, 9, 128), np.float32), **columns)
+    column = np.zeros(2, np.uint8)
+    transposed = np.zeros((2, 9, 128), np.float32)
+    np.savez(path, x=transposed, y=column, subject=column, recording=column, start=column, split=column)
     with pytest.raises(DataError, match="not a file of activity windows"):
         read_har_file(path)
     path.write_bytes(b"PK\x03\x04 cut short")

@@ -100,8 +100,6 @@ def test_the_first_start_can_be_repeated_and_changes_nothing_that_exists(layout:
     assert again == replace(first, new_admin_token="")
     assert kept == {path: path.read_bytes() for path in kept}
     assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
-    # The three APIs of the SuperLink share a listener.
-    assert first.config.superlink_control_port == first.config.superlink_fleet_port
 
 
 def test_a_first_start_that_was_killed_is_finished_by_the_next(layout: ServerLayout) -> None:
@@ -177,15 +175,12 @@ def test_the_superlink_is_told_everything(layout: ServerLayout) -> None:
         api_port=1,
         grpc_port=2,
         broker_port=3,
-        superlink_fleet_port=4,
-        superlink_serverapp_port=4,
-        superlink_control_port=4,
+        superlink_port=4,
     )
     command = superlink.command(Path("flower-superlink"), config, layout)
     assert command[command.index("--port") + 1] == "4"
     assert command[command.index("--database") + 1] == str(layout.superlink / "state.db")
-    assert command[command.index("--isolation") + 1] == "process"
-    assert "--disable-runtime-dependency-installation" in command
+    assert command[command.index("--isolation") + 1 :] == ["process"]
     environment = superlink.environment(layout, {"PATH": "/bin", "HOME": "/home/x"})
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_HOME"] == str(layout.superlink)

@@ -107,7 +107,7 @@ def get_campaign(campaign_id: CampaignId, context: Context, caller: Viewer) -> d
 def abort_campaign(
     campaign_id: CampaignId, body: requests.ReasonRequest, context: Context, caller: Operator
 ) -> doc.CampaignDetailDocument:
-    """Committed rounds are kept; no candidate is made."""
+    """Committed rounds are kept; no candidate is made. A reason is needed."""
     with context.database.transaction() as session:
         federation.abort_campaign(session, campaign_id, reason=body.reason, actor=caller.name)
         return _campaign(session, campaign_id)

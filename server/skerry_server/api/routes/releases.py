@@ -142,7 +142,7 @@ def get_rollout(rollout_id: RolloutId, context: Context, caller: Viewer) -> doc.
 def abort_rollout(
     rollout_id: RolloutId, body: requests.ReasonRequest, context: Context, caller: Operator
 ) -> doc.RolloutDocument:
-    """Devices that have the release already are told to go back."""
+    """Devices that have the release already are told to go back. A reason is needed."""
     with context.database.transaction() as session:
         rollouts.abort_rollout(session, rollout_id, reason=body.reason, actor=caller.name)
         return _rollout(session, rollout_id)

@@ -162,7 +162,7 @@ def start_campaign(
 
 
 @command(campaign, "abort", example="skerry campaign abort campaign-3f9c --reason 'wrong cohort'")
-def abort_campaign(shell: Shell, campaign_id: CampaignId, reason: Reason = "") -> None:
+def abort_campaign(shell: Shell, campaign_id: CampaignId, reason: Reason) -> None:
     """Abort a campaign; its committed rounds are kept."""
     document = shell.api.post("campaigns", campaign_id, "abort", body={"reason": reason})
     shell.out.details(document, _CAMPAIGN_DETAILS)

@@ -27,13 +27,19 @@ def _failed_gates(row: Document) -> str:
     return ", ".join(gate["name"] for gate in row["gates"] if not gate["passed"])
 
 
+def _int8_accuracy(row: Document) -> float | None:
+    """Of the worse of the INT8 forms."""
+    values = [value for name, value in row["metrics"].items() if name.startswith("accuracy_int8")]
+    return min((value for value in values if value is not None), default=None)
+
+
 _CANDIDATE: Fields = {
     "candidate": lambda row: row["id"],
     "task": lambda row: row["task"],
     "origin": lambda row: row["origin"],
     "state": lambda row: row["state"],
-    "fp32": lambda row: percent(row["metrics"].get("accuracy_fp32")),
-    "int8": lambda row: percent(row["metrics"].get("accuracy_int8")),
+    "fp32": lambda row: percent(row["metrics"].get("accuracy")),
+    "int8": lambda row: percent(_int8_accuracy(row)),
     "failed gates": _failed_gates,
     "made": lambda row: age(row["created_ms"]),
 }
@@ -52,7 +58,7 @@ _RELEASE: Fields = {
     "number": lambda row: row["sequence"],
     "origin": lambda row: row["origin"],
     "state": lambda row: "champion" if row["champion"] else row["state"],
-    "int8": lambda row: percent(row["metrics"].get("accuracy_int8")),
+    "int8": lambda row: percent(_int8_accuracy(row)),
     "made": lambda row: age(row["created_ms"]),
 }
 _RELEASE_DETAILS: Fields = {
@@ -163,8 +169,8 @@ def show_manifest(shell: Shell, release_id: ReleaseId) -> None:
 
 
 @command(release, "withdraw", example="skerry release withdraw digits-1 --reason 'trained on broken labels'")
-def withdraw_release(shell: Shell, release_id: ReleaseId, reason: Reason = "") -> None:
-    """Let no rollout start with a release any more; devices that run it go on. Needs --reason."""
+def withdraw_release(shell: Shell, release_id: ReleaseId, reason: Reason) -> None:
+    """Let no rollout start with a release any more; devices that run it go on."""
     document = shell.api.post("releases", release_id, "withdraw", body={"reason": reason})
     shell.out.details(document, _RELEASE_DETAILS)
 
@@ -211,7 +217,7 @@ def start_rollout(
 
 
 @command(rollout, "abort", example="skerry rollout abort rollout-9a --reason 'canary too slow'")
-def abort_rollout(shell: Shell, rollout_id: RolloutId, reason: Reason = "") -> None:
+def abort_rollout(shell: Shell, rollout_id: RolloutId, reason: Reason) -> None:
     """Stop a rollout; devices that have the release already go back."""
     document = shell.api.post("rollouts", rollout_id, "abort", body={"reason": reason})
     shell.out.details(document, _ROLLOUT_DETAILS)

@@ -140,13 +140,14 @@ function highlight(before, data) {
   }
 }
 
-/** Ask for a reason; resolves to it, or to null when the person cancels. */
-function ask(title, text, yes) {
+/** Ask for a reason, which may be needed; resolves to it, or to null when the person cancels. */
+function ask(title, text, yes, needed = false) {
   const dialog = $("decision");
   $("decision-title").textContent = title;
   $("decision-text").textContent = text;
   $("decision-yes").textContent = yes;
   $("decision-reason").value = "";
+  $("decision-reason").required = needed;
   dialog.returnValue = "";
   dialog.showModal();
   $("decision-reason").focus();
@@ -168,7 +169,7 @@ const ACTIONS = {
   task: ({ task }) => session.store.choose(task),
   approve: ({ id }) => decide(`incidents/${encodeURIComponent(id)}/approve`, "incidents", ["Approve the cure", `${id}: a federated campaign starts; its model is released by canary.`, "Approve"]),
   dismiss: ({ id }) => decide(`incidents/${encodeURIComponent(id)}/dismiss`, "incidents", ["Dismiss the incident", `${id}: nothing is done; its devices stay silent about it for a day.`, "Dismiss"]),
-  "abort-rollout": ({ id }) => decide(`rollouts/${encodeURIComponent(id)}/abort`, "rollouts", ["Abort the rollout", `${id}: devices that have the release already go back.`, "Abort"]),
+  "abort-rollout": ({ id }) => decide(`rollouts/${encodeURIComponent(id)}/abort`, "rollouts", ["Abort the rollout", `${id}: devices that have the release already go back.`, "Abort", true]),
   verify: async () => {
     session.store.data.verification = await session.api.get("audit/verify");
     draw(new Set(["audit"]));

@@ -8,6 +8,12 @@ export const count = (value) => NUMBER.format(value);
 /** 0.9312 -> 93.1 %; a dash for nothing. */
 export const percent = (value) => (Number.isFinite(value) ? `${(value * 100).toFixed(1)} %` : "–");
 
+/** Accuracy of the worse of a release's INT8 forms; not a number when it tells none. */
+export function int8Accuracy(metrics) {
+  const values = Object.entries(metrics).filter(([name, value]) => name.startsWith("accuracy_int8") && Number.isFinite(value));
+  return values.length ? Math.min(...values.map(([, value]) => value)) : NaN;
+}
+
 /** 1530 µs -> 1.53 ms */
 export function latency(us) {
   if (!Number.isFinite(us) || us <= 0) return "–";

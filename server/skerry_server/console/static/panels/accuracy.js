@@ -19,7 +19,7 @@ export function renderAccuracy(data, { chartWidth }) {
       nothing(active ? active.detail || "Waiting for the first round." : "No campaign has committed a round. Start one with “skerry campaign start”."));
     return;
   }
-  const bases = new Map(data.releases.map((row) => [row.id, row.metrics.accuracy_fp32]));
+  const bases = new Map(data.releases.map((row) => [row.id, row.metrics.accuracy]));
   panel("accuracy", "Accuracy by round", { note, controls: taskChoice(data) },
     h("div", { class: "chart", "data-key": "chart" }, chart(campaigns, bases, Math.max(280, chartWidth))),
     h("table", { class: "hidden", "data-key": "table" },

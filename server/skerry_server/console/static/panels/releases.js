@@ -1,7 +1,7 @@
 // Releases, and which of them was champion from when.
 
 import { h } from "../dom.js";
-import { age, moment, percent } from "../format.js";
+import { age, int8Accuracy, moment, percent } from "../format.js";
 import { identifier, nothing, panel } from "./panel.js";
 
 const SHOWN = 6;
@@ -15,7 +15,7 @@ export function renderReleases({ releases, champions }, { now }) {
         h("tbody", {}, releases.slice(0, SHOWN).map((row) => h("tr", { "data-key": row.id },
           h("th", { scope: "row" }, identifier(row.id), row.champion ? h("span", { class: "badge" }, "champion") : null, row.state === "withdrawn" ? h("span", { class: "badge withdrawn" }, "withdrawn") : null),
           h("td", {}, row.origin),
-          h("td", { class: "number" }, percent(row.metrics.accuracy_int8)),
+          h("td", { class: "number" }, percent(int8Accuracy(row.metrics))),
           h("td", { class: "number", title: moment(row.created_ms) }, age(row.created_ms, now)))))),
     champions.length
       ? [h("h3", { "data-key": "champions-title" }, "Champions"),
