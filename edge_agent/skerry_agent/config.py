@@ -1,53 +1,184 @@
 """Configuration of the agent and where its files lie.
 
-``skerry-agent enroll`` writes ``<data>/agent.json``; every process of the agent reads it.
+``skerry-agent enroll`` writes ``<data>/agent.json``; every process of the agent reads it. The rules of the settings are
+checked here by hand: a validation library would cost each process as much memory (9 MB) as the whole link does.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from skerry_agent.errors import DeviceError, InputError
 
-from skerry_agent.errors import DeviceError
+#: What a setting may be, by its annotation; a float may be written as an integer.
+_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "str": ("text", (str,)),
+    "int": ("an integer", (int,)),
+    "float": ("a number", (int, float)),
+    "list[str]": ("a list of texts", (list,)),
+    "dict[str, str]": ("an object of texts", (dict,)),
+}
+_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 
 
-class AgentConfig(BaseModel):
-    """Settings of one device. Unknown fields are refused."""
+@dataclass(frozen=True)
+class _Rule:
+    """Bounds of a setting, both inclusive but for ``above``; ``matches`` is a regular expression for all of a text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    matches: str | None = None
 
-    device_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the device; also its MQTT user.")
-    broker_host: str = Field(description="MQTT broker.")
-    broker_port: int = Field(ge=1, le=65535)
-    broker_password: str = Field(repr=False, description="Given at enrolment.")
-    superlink_address: str = Field(description="host:port of the Flower SuperLink's fleet API.")
-    release_keys: list[str] = Field(min_length=1, description="Trusted raw Ed25519 public keys, hexadecimal.")
-    labels: dict[str, str] = Field(default_factory=dict, description="Reported to the control plane, for cohorts.")
-    host: str = Field(default="127.0.0.1", description="Address that the doors listen on.")
-    http_port: int = Field(default=0, ge=0, le=65535, description="Open Inference Protocol over HTTP; 0 picks one.")
-    grpc_port: int = Field(default=0, ge=0, le=65535, description="Open Inference Protocol over gRPC; 0 picks one.")
-    window_requests: int = Field(default=1000, ge=1, description="Rows after which a drift window closes.")
-    window_seconds: float = Field(default=3600.0, gt=0, description="Time after which a drift window closes.")
-    health_seconds: float = Field(default=30.0, gt=0, description="Time between health reports.")
-    labelled_capacity: int = Field(default=5000, ge=1, description="Labelled samples kept for training.")
-    recent_requests: int = Field(default=4096, ge=1, description="Answered requests that a label can still join.")
-    outbox_messages: int = Field(default=50_000, ge=1, description="Messages kept while there is no network.")
-    outbox_bytes: int = Field(default=64 << 20, ge=1 << 16)
-    disk_reserve_bytes: int = Field(default=64 << 20, ge=0, description="Free space that an update leaves alone.")
-    reconnect_seconds: float = Field(default=300.0, gt=0, description="Longest wait between two connection attempts.")
-    presence_delay_seconds: int = Field(
-        default=30, ge=0, description="How long the broker waits before it says that a vanished device is offline."
-    )
-    training_temperature_c: float = Field(default=85.0, description="Above it the device stays out of campaigns.")
-    training_battery_percent: float = Field(
-        default=30.0, ge=0, le=100, description="Below it, and not charging, the device stays out of campaigns."
-    )
-    training_p99_ms: float = Field(
-        default=200.0, gt=0, description="With slower answers (99th percentile) the device stays out of campaigns."
-    )
+
+def _rule(**bounds: Any) -> dict[str, _Rule]:
+    return {"rule": _Rule(**bounds)}
+
+
+_PORT = _rule(least=1, most=65535)
+_DOOR = _rule(least=0, most=65535)
+_COUNT = _rule(least=1)
+_SECONDS = _rule(above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Settings of one device; one that breaks its rule raises InputError.
+
+    Attributes:
+        device_id: Name of the device; also its MQTT user.
+        broker_host: MQTT broker.
+        broker_port: Its port.
+        broker_password: Given at enrolment.
+        superlink_address: host:port of the Flower SuperLink's fleet API.
+        release_keys: Trusted raw Ed25519 public keys, hexadecimal; at least one.
+        labels: Reported to the control plane, for cohorts.
+        host: Address that the doors listen on.
+        http_port: Open Inference Protocol over HTTP; 0 picks one.
+        grpc_port: Open Inference Protocol over gRPC; 0 picks one.
+        window_requests: Rows after which a drift window closes.
+        window_seconds: Time after which a drift window closes.
+        health_seconds: Time between health reports.
+        labelled_capacity: Labelled samples kept for training.
+        recent_requests: Answered requests that a label can still join.
+        outbox_messages: Messages kept while there is no network.
+        outbox_bytes: Their bytes.
+        disk_reserve_bytes: Free space that an update leaves alone.
+        reconnect_seconds: Longest wait between two connection attempts.
+        presence_delay_seconds: How long the broker waits before it says that a vanished device is offline.
+        training_temperature_c: Above it the device stays out of campaigns.
+        training_battery_percent: Below it, and not charging, the device stays out of campaigns.
+        training_p99_ms: With slower answers (99th percentile) the device stays out of campaigns.
+    """
+
+    device_id: str = dataclasses.field(metadata=_rule(matches=_NAME))
+    broker_host: str
+    broker_port: int = dataclasses.field(metadata=_PORT)
+    broker_password: str = dataclasses.field(repr=False)
+    superlink_address: str
+    release_keys: list[str] = dataclasses.field(metadata=_COUNT)
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    host: str = "127.0.0.1"
+    http_port: int = dataclasses.field(default=0, metadata=_DOOR)
+    grpc_port: int = dataclasses.field(default=0, metadata=_DOOR)
+    window_requests: int = dataclasses.field(default=1000, metadata=_COUNT)
+    window_seconds: float = dataclasses.field(default=3600.0, metadata=_SECONDS)
+    health_seconds: float = dataclasses.field(default=30.0, metadata=_SECONDS)
+    labelled_capacity: int = dataclasses.field(default=5000, metadata=_COUNT)
+    recent_requests: int = dataclasses.field(default=4096, metadata=_COUNT)
+    outbox_messages: int = dataclasses.field(default=50_000, metadata=_COUNT)
+    outbox_bytes: int = dataclasses.field(default=64 << 20, metadata=_rule(least=1 << 16))
+    disk_reserve_bytes: int = dataclasses.field(default=64 << 20, metadata=_rule(least=0))
+    reconnect_seconds: float = dataclasses.field(default=300.0, metadata=_SECONDS)
+    presence_delay_seconds: int = dataclasses.field(default=30, metadata=_rule(least=0))
+    training_temperature_c: float = 85.0
+    training_battery_percent: float = dataclasses.field(default=30.0, metadata=_rule(least=0, most=100))
+    training_p99_ms: float = dataclasses.field(default=200.0, metadata=_SECONDS)
+
+    def __post_init__(self) -> None:
+        """Hold every setting to its rule."""
+        for setting in fields(self):
+            _check(setting.name, str(setting.type), getattr(self, setting.name), setting.metadata.get("rule", _Rule()))
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """All settings, in their order."""
+        return tuple(setting.name for setting in fields(cls))
+
+    @classmethod
+    def from_document(cls, document: object) -> AgentConfig:
+        """The settings of a JSON document.
+
+        Raises:
+            InputError: No object; a setting that is missing, not known, or breaks its rule.
+        """
+        if not isinstance(document, dict):
+            raise InputError("document", expected="an object", got=type(document).__name__)
+        for name in document:
+            if name not in cls.names():
+                raise InputError(name[:80], expected="a setting that there is", got="that name")
+        for setting in fields(cls):
+            required = setting.default is MISSING and setting.default_factory is MISSING
+            if required and setting.name not in document:
+                raise InputError(setting.name, expected="a value", got="none")
+        return cls(**document)
+
+    def to_json(self) -> str:
+        """The document that :meth:`from_document` reads."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def parse_settings(texts: Mapping[str, str], *, field: str) -> dict[str, object]:
+    """Settings that were given as text in their own types.
+
+    Args:
+        texts: By name.
+        field: Where they were given, for errors.
+
+    Raises:
+        InputError: Not a number where one is needed.
+    """
+    types = {setting.name: str(setting.type) for setting in fields(AgentConfig)}
+    parsed: dict[str, object] = {}
+    for name, text in texts.items():
+        convert = {"int": int, "float": float}.get(types.get(name, "str"), str)
+        try:
+            parsed[name] = convert(text)
+        except ValueError as error:
+            raise InputError(f"{field}: {name}", expected=_TYPES[types[name]][0], got=text) from error
+    return parsed
+
+
+def _check(name: str, kind: str, value: object, rule: _Rule) -> None:
+    expected, types = _TYPES[kind]
+    whole = isinstance(value, types) and not isinstance(value, bool)
+    if isinstance(value, list):
+        whole = whole and all(isinstance(item, str) for item in value)
+    elif isinstance(value, dict):
+        whole = whole and all(isinstance(text, str) for pair in value.items() for text in pair)
+    elif isinstance(value, float):
+        whole = whole and math.isfinite(value)
+    if not whole:
+        raise InputError(name, expected=expected, got=value if isinstance(value, float) else type(value).__name__)
+    size = len(value) if isinstance(value, list) else value
+    if isinstance(size, int | float):
+        for holds, bound in (
+            (rule.least is None or size >= rule.least, f"at least {rule.least}"),
+            (rule.most is None or size <= rule.most, f"at most {rule.most}"),
+            (rule.above is None or size > rule.above, f"more than {rule.above}"),
+        ):
+            if not holds:
+                raise InputError(name, expected=f"{expected}, {bound}", got=value)
+    if rule.matches is not None and not re.fullmatch(rule.matches, str(value)):
+        raise InputError(name, expected=f"{expected} that matches {rule.matches}", got=f"{value!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +238,11 @@ class AgentLayout:
         return self.root / "run" / "training.json"
 
     @property
+    def reporting_file(self) -> Path:
+        """JSON ``{"window_requests", "window_ms"}``: drift windows that the control plane wants, written by control."""
+        return self.root / "run" / "reporting.json"
+
+    @property
     def logs(self) -> Path:
         """One log file per process."""
         return self.root / "logs"
@@ -125,11 +261,9 @@ def load_config(layout: AgentLayout) -> AgentConfig:
             f"{layout.config} cannot be read ({error.strerror})", remedy="enrol the device with `skerry-agent enroll`"
         ) from error
     try:
-        return AgentConfig.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "document"
-        raise DeviceError(f"{layout.config}: {field}: {first['msg']}", remedy="correct the file") from error
+        return AgentConfig.from_document(json.loads(text))
+    except (ValueError, InputError) as error:
+        raise DeviceError(f"{layout.config}: {error}", remedy="correct the file") from error
 
 
 def default_data_dir() -> Path:

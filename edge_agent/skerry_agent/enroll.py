@@ -13,9 +13,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
-from skerry_agent.config import AgentConfig, AgentLayout
+from skerry_agent.config import AgentConfig, AgentLayout, parse_settings
 from skerry_agent.errors import DeviceError, InputError
 from skerry_agent.files import write_atomically
 from skerry_contract.errors import WireError
@@ -127,10 +125,11 @@ def enroll(
     except WireError as error:
         raise InputError("--device-id", expected=error.expected, got=device_id) from error
     for name in settings:
-        if name not in AgentConfig.model_fields or name in (*FROM_SERVER, "labels"):
-            own = sorted(set(AgentConfig.model_fields) - {*FROM_SERVER, "labels"})
+        if name not in AgentConfig.names() or name in (*FROM_SERVER, "labels"):
+            own = sorted(set(AgentConfig.names()) - {*FROM_SERVER, "labels"})
             raise InputError("--set", expected=f"one of {', '.join(own)}", got=name)
-    _validate({"device_id": device_id, **_PLACEHOLDER, "labels": labels, **settings}, "--set")
+    own_settings = parse_settings(settings, field="--set")
+    _validate({"device_id": device_id, **_PLACEHOLDER, "labels": labels, **own_settings}, "--set")
     if layout.config.exists() and not force:
         raise DeviceError(f"{layout.config} exists: the device is enrolled", remedy="use --force to enrol it anew")
     try:
@@ -145,9 +144,9 @@ def enroll(
     if answer.get("device_id", device_id) != device_id:
         raise DeviceError(f"{server} enrolled {answer['device_id']!r} instead", remedy="look at the server's log")
     given = {name: answer[name] for name in FROM_SERVER if name in answer}
-    config = _validate({**given, "labels": labels, **settings}, f"answer of {server}")
+    config = _validate({**given, "labels": labels, **own_settings}, f"answer of {server}")
     try:
-        write_atomically(layout.config, config.model_dump_json(indent=2).encode(), mode=0o600)
+        write_atomically(layout.config, config.to_json().encode(), mode=0o600)
     except OSError as error:
         raise DeviceError(
             f"{layout.config}: {error.strerror}", remedy="free space and enrol with a new token"
@@ -166,14 +165,17 @@ _PLACEHOLDER: dict[str, Any] = {
 
 def _validate(document: dict[str, Any], where: str) -> AgentConfig:
     try:
-        config = AgentConfig.model_validate(document)
-        for key in config.release_keys:
-            if key != "placeholder" and len(bytes.fromhex(key)) != 32:
-                raise InputError(f"{where}: release_keys", expected="32 bytes in hexadecimal", got=key)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {field}", expected=first["msg"], got=first.get("input")) from error
-    except ValueError as error:
-        raise InputError(f"{where}: release_keys", expected="32 bytes in hexadecimal", got=error) from error
+        config = AgentConfig.from_document(document)
+    except InputError as error:
+        raise InputError(f"{where}: {error.field}", expected=error.expected, got=error.got) from error
+    for key in config.release_keys:
+        if key != "placeholder" and not _is_key(key):
+            raise InputError(f"{where}: release_keys", expected="32 bytes in hexadecimal", got=key)
     return config
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(bytes.fromhex(text)) == 32
+    except ValueError:
+        return False

@@ -56,11 +56,13 @@ def agent_children(root: Path) -> list[ChildSpec]:
     """The processes of one agent, in the order in which they start; they stop in the reverse order.
 
     Training lowers its own priority and computes with one thread, so that it never takes a core from an answer.
+    Few malloc arenas keep what threads freed from staying resident; serving's numpy only copies, so it needs no pool.
     """
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    lean = {"MALLOC_ARENA_MAX": "2"}
+    one_thread = lean | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return [
-        ChildSpec("serving", ("-m", "skerry_agent.serving", str(root)), stop_s=15.0),
-        ChildSpec("control", ("-m", "skerry_agent.control", str(root)), stop_s=20.0),
+        ChildSpec("serving", ("-m", "skerry_agent.serving", str(root)), stop_s=15.0, environment=one_thread),
+        ChildSpec("control", ("-m", "skerry_agent.control", str(root)), stop_s=20.0, environment=lean),
         ChildSpec("training", ("-m", "skerry_agent.training", str(root)), stop_s=10.0, environment=one_thread),
     ]
 

@@ -27,12 +27,12 @@ from skerry_models.evaluation import Evaluation, evaluate_onnx
 from skerry_models.export import EVALUATE, FEATURES, INFER, INPUT, SCORES, export_inference
 from skerry_models.golden import GOLDEN, build_golden, check_golden, golden_rows, golden_tolerance
 from skerry_models.joint_graph import ARTIFACT as TRAIN_STEP
+from skerry_models.kept_step import TrainStep, train_step_for
 from skerry_models.latency import measure_latency
 from skerry_models.model_card import MODEL_CARD, write_model_card
 from skerry_models.parameters import encode_state
 from skerry_models.quantise import INT8_QDQ, INT8_X86, quantise
 from skerry_models.task import Dataset, Task
-from skerry_models.train_step import export_train_step, golden_step
 
 TRAIN_STEP_SPEC = "train_step.pb"
 GOLDEN_STEP = "golden_step.pb"
@@ -96,6 +96,7 @@ def build_bundle(
     holdout: Dataset,
     lineage: Mapping[str, object],
     parent_edges: bytes | None = None,
+    parent_step: TrainStep | None = None,
 ) -> BundleReport:
     """Build a bundle.
 
@@ -108,6 +109,8 @@ def build_bundle(
         holdout: Rows that nobody trains on: the figures.
         lineage: JSON-able: data, code, parents, campaign; written as lineage.json.
         parent_edges: drift_edges.pb of the parent release, whose edges are kept; None for a first release.
+        parent_step: The parent release's training step. It does not depend on the parameters, so it is kept while
+            torch in float64 agrees with it about this network; otherwise, and without one, it is exported.
 
     Raises:
         ParameterError: The state does not fit the task.
@@ -121,18 +124,18 @@ def build_bundle(
     graphs = export_inference(task, state, reference.x)
     quantised = quantise(graphs.infer, calibration.x)
     models = {"fp32": graphs.infer, "int8-qdq": quantised.canonical, "int8-x86": quantised.x86}
-    step, spec = export_train_step(task)
+    step, golden_training = train_step_for(task, state, reference, parent_step)
     golden = build_golden(models, golden_rows(reference))
     contents: dict[str, bytes] = {
         INFER: graphs.infer,
         INT8_QDQ: quantised.canonical,
         INT8_X86: quantised.x86,
         EVALUATE: graphs.evaluate,
-        TRAIN_STEP: step,
-        TRAIN_STEP_SPEC: spec.SerializeToString(deterministic=True),
+        TRAIN_STEP: step.model,
+        TRAIN_STEP_SPEC: step.spec.SerializeToString(deterministic=True),
         PARAMETERS: encode_state(state),
         GOLDEN: golden.SerializeToString(deterministic=True),
-        GOLDEN_STEP: golden_step(task, state, step, spec, reference).SerializeToString(deterministic=True),
+        GOLDEN_STEP: golden_training.SerializeToString(deterministic=True),
         DRIFT_EDGES: reference_edges(task, graphs.infer, reference.x, parent_edges),
         LINEAGE: lineage_text.encode(),
     }

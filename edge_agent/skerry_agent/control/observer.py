@@ -14,6 +14,7 @@ from skerry_agent.errors import ArtifactError, DeviceError
 from skerry_agent.link.outbox import Outbox
 from skerry_agent.policy.eligibility import Conditions, Limits, device_obstacle
 from skerry_agent.policy.pause import TrainingPause
+from skerry_agent.policy.reporting import WindowPolicyFile
 from skerry_agent.policy.sensors import Power, power, temperature_c
 from skerry_agent.update.slots import read_pointer, read_slot
 from skerry_agent.update.snapshot import UpdateSnapshot
@@ -61,7 +62,7 @@ class Active:
 
 
 class Observer:
-    """Owned by the control loop; reads, and writes only health reports and the pause of training."""
+    """Owned by the control loop; writes only health reports, the pause of training and the drift windows wanted."""
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Observer:
         self._monotonic = monotonic
         self._limits = limits_of(config)
         self._pause = TrainingPause(layout)
+        self._windows = WindowPolicyFile(layout)
         self._meter = HealthMeter(boot_id, monotonic(), {})
         self._looked_at = float("-inf")
         self._training = Training()
@@ -129,7 +131,8 @@ class Observer:
         return status.latency_p99_us if self._monotonic() - self._requests[1] < FRESH_S else 0
 
     def step(self, update: UpdateSnapshot) -> None:
-        """Report health when it is due; pause or resume training."""
+        """Report health when it is due; pause or resume training; pass on what windows are wanted."""
+        self._windows.follow(update.windows)
         self._pause.follow(self.conditions(update), self._limits)
         period_s = update.health_period_ms / 1000 or self._config.health_seconds
         now = self._monotonic()

@@ -118,7 +118,7 @@ class DriftAccumulator:
     ) -> None:
         self._release_id = release_id
         self._edges_sha256 = edges_sha256
-        self._limits = limits
+        self._limits = self._next_limits = limits
         self._numbers = numbers
         self._emit = emit
         self._monotonic = monotonic
@@ -165,6 +165,13 @@ class DriftAccumulator:
             else:
                 self._schema_errors += rows
 
+    def limit(self, limits: WindowLimits) -> None:
+        """Change when windows close, from the next window on; an open one that is empty is the next one."""
+        with self._lock:
+            self._next_limits = limits
+            if limits != self._limits and self._empty:
+                self._open_window()
+
     def tick(self) -> None:
         """Close the window if its time is over."""
         with self._lock:
@@ -179,7 +186,12 @@ class DriftAccumulator:
         if report is not None:
             self._emit(report)
 
+    @property
+    def _empty(self) -> bool:
+        return not (self._rows or self._missing or self._out_of_range or self._schema_errors)
+
     def _open_window(self) -> None:
+        self._limits = self._next_limits
         self._deadline = self._monotonic() + self._limits.seconds
         self._started_ms = int(self._wall() * 1000)
         self._rows = self._missing = self._out_of_range = self._schema_errors = 0
@@ -207,7 +219,7 @@ class DriftAccumulator:
     def _close_window(self) -> DriftReport | None:
         """Report of the open window, and a new one opened; None if the open one is empty."""
         self._count_block()
-        if not (self._rows or self._missing or self._out_of_range or self._schema_errors):
+        if self._empty:
             self._open_window()
             return None
         report = DriftReport(

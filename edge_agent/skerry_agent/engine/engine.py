@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,12 @@ from skerry_agent.engine.leases import Swappable
 from skerry_agent.engine.loader import LoadedRelease, load_release
 from skerry_agent.engine.model import ModelSpec, Prediction
 from skerry_agent.errors import ArtifactError, DeviceError, InputError
+from skerry_agent.policy.reporting import read_window_policy
 from skerry_agent.update.slots import Pointer, SlotName, other_slot, read_pointer, read_slot
 from skerry_contract.signing import Ed25519Verifier, EnvelopeVerifier
+
+if TYPE_CHECKING:
+    from skerry_agent.link.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +83,7 @@ class Engine:
         verifier: Whose signatures are trusted.
         backends: Inference runtimes by name.
         device_class: Which variants may run.
-        limits: When a drift window closes.
+        limits: When a drift window closes, unless the control plane wants it otherwise.
         open_sink: Gives the outbox of the drift reports.
         follow: Whether to activate what the pointer of the data directory names when it changes.
     """
@@ -98,7 +103,8 @@ class Engine:
         self._verifier = verifier
         self._backends = backends
         self._device_class = device_class
-        self._limits = limits
+        self._own_limits = limits
+        self._limits = self._wanted_limits()
         self._numbers = WindowNumbers(secrets.token_hex(8))
         self._counters = Counters()
         self._models: Swappable[_Active] = Swappable(_close_active)
@@ -284,12 +290,19 @@ class Engine:
         """Once a second, on the reporter's thread."""
         if self._follow:
             self._follow_pointer()
+        self._limits = self._wanted_limits()
         lease = self._models.acquire()
         if lease is not None:
             try:
+                lease.value.drift.limit(self._limits)
                 lease.value.drift.tick()
             finally:
                 lease.release()
+
+    def _wanted_limits(self) -> WindowLimits:
+        """What the control plane wants, and the device's own configuration where it does not say."""
+        wanted, own = read_window_policy(self._layout), self._own_limits
+        return WindowLimits(wanted.window_requests or own.rows, wanted.window_ms / 1000 or own.seconds)
 
     def _follow_pointer(self) -> None:
         """Activate what the pointer names, once per change: a release that is refused is not tried again and again."""
@@ -352,17 +365,16 @@ def trusted_keys(config: AgentConfig) -> EnvelopeVerifier:
         raise DeviceError(f"release_keys: {error}", remedy="enrol the device again") from error
 
 
-def open_outbox(layout: AgentLayout, config: AgentConfig) -> ReportSink:
+def open_outbox(layout: AgentLayout, config: AgentConfig) -> Outbox:
     """The device's outbox; imported late, because a process without reports does not need SQLite."""
     from skerry_agent.link.outbox import Outbox
 
-    sink: ReportSink = Outbox(
+    return Outbox(
         layout.outbox,
         device_id=config.device_id,
         message_limit=config.outbox_messages,
         byte_limit=config.outbox_bytes,
     )
-    return sink
 
 
 def _close_active(active: _Active) -> None:

@@ -42,6 +42,10 @@ CREATE TABLE IF NOT EXISTS messages (
   rank INTEGER NOT NULL,
   body BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS sources (
+  name TEXT PRIMARY KEY,
+  number INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS messages_by_rank ON messages (rank, sequence);
 """
 
@@ -143,6 +147,42 @@ class Outbox:
             ValueError: No body, or larger than a message may be on the wire.
             DeviceError: The disk is full or broken; the message is not kept.
         """
+        rank = self._complete(message)
+        try:
+            with self._transaction() as cursor:
+                return self._insert(cursor, message, rank)
+        except sqlite3.Error as error:
+            raise DeviceError(f"outbox {self._path}: {error}", remedy="free space on the device") from error
+
+    def enqueue_once(self, message: UplinkMessage, *, source: str, number: int) -> bool:
+        """Keep a message like :meth:`enqueue`, unless its source has handed it over before.
+
+        Args:
+            message: See :meth:`enqueue`.
+            source: Names a durable store that numbers its messages.
+            number: Counts up per source; what is not above the highest one that was kept is known.
+
+        Returns:
+            False if it is known; nothing changes then.
+
+        Raises:
+            ValueError: See :meth:`enqueue`.
+            DeviceError: The disk is full or broken; the message is not kept.
+        """
+        rank = self._complete(message)
+        try:
+            with self._transaction() as cursor:
+                known = cursor.execute("SELECT number FROM sources WHERE name = ?", (source,)).fetchone()
+                if known is not None and known[0] >= number:
+                    return False
+                self._insert(cursor, message, rank)
+                cursor.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (source, number))
+                return True
+        except sqlite3.Error as error:
+            raise DeviceError(f"outbox {self._path}: {error}", remedy="free space on the device") from error
+
+    def _complete(self, message: UplinkMessage) -> int:
+        """Fill in all but the sequence; returns the rank, raises ValueError."""
         kind = message.WhichOneof("body")
         if kind is None:
             raise ValueError("an uplink message needs a body")
@@ -153,11 +193,7 @@ class Outbox:
         limit = min(MESSAGE_BYTES - FRAMING_BYTES, self._byte_limit)
         if message.ByteSize() > limit:
             raise ValueError(f"an uplink message may have {limit} bytes, this one of kind {kind} has more")
-        try:
-            with self._transaction() as cursor:
-                return self._insert(cursor, message, _RANK[kind])
-        except sqlite3.Error as error:
-            raise DeviceError(f"outbox {self._path}: {error}", remedy="free space on the device") from error
+        return _RANK[kind]
 
     def _insert(self, cursor: sqlite3.Cursor, message: UplinkMessage, rank: int) -> int:
         sequence, messages, size, dropped = cursor.execute(

@@ -196,6 +196,7 @@ class HttpDoor:
                 log_config=None,
                 access_log=False,
                 lifespan="on",
+                ws="none",  # "auto" would load a WebSocket library for a door that has none
                 server_header=False,
                 limit_concurrency=CONCURRENT_REQUESTS,
                 timeout_graceful_shutdown=int(DRAIN_SECONDS),

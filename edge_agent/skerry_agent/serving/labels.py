@@ -1,8 +1,8 @@
 """Ground truth for answered requests: joined, kept for training, counted for the control plane.
 
 A label is acknowledged when its sample and its count are committed. What waits to be reported is read back from the
-store, so the report of an acknowledged label survives a crash; a crash between handing a report to the outbox and
-settling it can report those few labels twice, never lose one.
+store, so the report of an acknowledged label survives a crash. Reports carry the store's numbers, by which the outbox
+knows one that it was handed before a crash: no label is lost, none is reported twice.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from skerry_agent.drift.reporter import ReportSink
 from skerry_agent.errors import AgentError, InputError
 from skerry_agent.serving.recent import RecentRequests
 from skerry_agent.training.labelled_store import JoinedPrediction, LabelledSample, LabelledStore
@@ -22,6 +22,14 @@ _log = logging.getLogger(__name__)
 
 #: Most labels of one request.
 LABELS = 10_000
+
+
+class LabelSink(Protocol):
+    """Where reports of labels go; ``skerry_agent.link.outbox.Outbox`` is one."""
+
+    def enqueue_once(self, message: UplinkMessage, *, source: str, number: int) -> bool:
+        """Keep a message durably, unless this number of the source, or a higher one, was kept before."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,14 @@ class LabelDesk:
         recent: RecentRequests,
         *,
         open_store: Callable[[], LabelledStore],
-        open_sink: Callable[[], ReportSink],
+        open_sink: Callable[[], LabelSink],
     ) -> None:
         self._recent = recent
         self._open_store = open_store
         self._open_sink = open_sink
         self._lock = threading.Lock()
         self._store: LabelledStore | None = None
-        self._sink: ReportSink | None = None
+        self._sink: LabelSink | None = None
         self._unreported = True  # a run before this one may have left some
         self.labelled = 0
         self.correct = 0
@@ -132,13 +140,14 @@ class LabelDesk:
             reported = 0
             try:
                 store = self._opened_store()
-                for pending in store.pending():
+                for sealed in store.seal():
                     if self._sink is None:
                         self._sink = self._open_sink()
-                    report = pending.report()
-                    self._sink.enqueue(UplinkMessage(label=report))
-                    store.settle(pending)
-                    reported += report.labelled
+                    self._sink.enqueue_once(
+                        UplinkMessage(label=sealed.report), source=store.store_id, number=sealed.number
+                    )
+                    store.settle(sealed.number)
+                    reported += sealed.report.labelled
             except (AgentError, OSError):
                 _log.exception("labels cannot be reported yet")
                 return reported

@@ -68,6 +68,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from skerry_agent.errors import DeviceError
 from skerry_agent.files import write_atomically
 from skerry_agent.training.backoff import Backoff
+from skerry_agent.training.pace import PollPace
 from skerry_agent.training.worker import RefusedError
 from skerry_contract.campaign import (
     BULK_RECORD,
@@ -91,8 +92,8 @@ logger = logging.getLogger(__name__)
 #: Heartbeat interval told to the SuperLink: a node that vanishes is called offline after two of them.
 HEARTBEAT_S = 20.0
 _HEARTBEAT_PERIOD_S = 6.0
-#: Poll delays (seconds): at once after a message, then slower by the factor, up to the bound.
-POLL_FIRST_S, POLL_FACTOR, POLL_LAST_S = 0.05, 1.25, 2.0
+#: Poll delays (seconds); see :mod:`skerry_agent.training.pace`.
+POLL_FIRST_S, POLL_FACTOR, POLL_LAST_S = 0.1, 1.3, 2.0
 #: A message becomes visible before its objects are; Flower would wait a second before it asks again.
 _PULL_BACKOFF_S, _PULL_BACKOFF_CAP_S = 0.01, 0.2
 #: How long a message whose objects never come is waited for.
@@ -279,7 +280,7 @@ class FlowerNode:
 
     def _poll(self, client: Any, node: Any, stop: threading.Event, leave: Callable[[], bool]) -> None:
         """Handle messages. Away time is waited out here, so that the node keeps its place."""
-        pace = Backoff(first_s=POLL_FIRST_S, last_s=POLL_LAST_S, factor=POLL_FACTOR)
+        pace = PollPace(first_s=POLL_FIRST_S, factor=POLL_FACTOR, last_s=POLL_LAST_S)
         away = Backoff(first_s=0.2, last_s=10.0)
         while not stop.is_set() and not leave():
             try:
@@ -294,10 +295,10 @@ class FlowerNode:
             if away.reset():
                 self._on_link(node.node_id, "")
             if response.messages_list:
+                pace.arrived(time.monotonic())
                 self._handle(client, node, response.messages_list[0], response.message_object_trees[0], stop)
-                pace.reset()
-            else:
-                stop.wait(pace.next_s())
+                pace.answered(time.monotonic())
+            stop.wait(pace.next_s(time.monotonic()))
 
     def _handle(self, client: Any, node: Any, proto: Any, tree: Any, stop: threading.Event) -> None:
         received = time.monotonic()

@@ -2,7 +2,8 @@
 
 One SQLite file (WAL) for several processes: serving adds, training reads. The newest ``capacity`` samples are kept.
 What the control plane is to know, the confusion of labels and predictions, is counted in the same transaction that
-keeps the sample, so that an acknowledged label is reported even after a crash between the two.
+keeps the sample, so that an acknowledged label is reported even after a crash between the two. A report is sealed under
+a number before the outbox gets it, so that after a crash the outbox recognises it: each label is reported exactly once.
 
 Invariants: a (request, row) is counted once however often it is sent; all samples that :meth:`LabelledStore.load`
 returns have one shape; after a kill at any moment the file holds exactly the transactions that were acknowledged.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sqlite3
 import threading
 import time
@@ -28,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skerry_agent.errors import DeviceError, InputError
+from skerry_agent.policy.labelled import COUNT_SAMPLES
 from skerry_contract.limits import CLASSES, INFERENCE_BYTES
 from skerry_contract.v1.telemetry_pb2 import LabelReport
 
@@ -57,14 +60,15 @@ CREATE TABLE IF NOT EXISTS confusion (
   count INTEGER NOT NULL CHECK (count > 0),
   PRIMARY KEY (release_id, classes, label, predicted)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reports (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  body BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS identity (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  store_id TEXT NOT NULL
+);
 """
-
-_REMOVE_SETTLED = (
-    "DELETE FROM confusion WHERE count <= ? AND release_id = ? AND classes = ? AND label = ? AND predicted = ?"
-)
-_REDUCE_SETTLED = (
-    "UPDATE confusion SET count = count - ? WHERE release_id = ? AND classes = ? AND label = ? AND predicted = ?"
-)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class JoinedPrediction:
 
 @dataclass(frozen=True)
 class PendingLabels:
-    """Labels of one release that the control plane has not been told of.
+    """Labels of one release that no report holds yet.
 
     Attributes:
         release_id: Release that answered.
@@ -109,6 +113,19 @@ class PendingLabels:
             correct=sum(count for (label, predicted), count in self.counts.items() if label == predicted),
             confusion=table,
         )
+
+
+@dataclass(frozen=True)
+class SealedReport:
+    """A report that does not change any more, until the outbox has it.
+
+    Attributes:
+        number: Counts up per store.
+        report: The message.
+    """
+
+    number: int
+    report: LabelReport
 
 
 @dataclass(frozen=True)
@@ -160,6 +177,12 @@ class LabelledStore:
                 self._connection = _connect(path)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from error
+
+    @property
+    def store_id(self) -> str:
+        """Identity of this file, new if it is made anew; numbers of reports count within it. Raises DeviceError."""
+        with self._reading() as connection:
+            return str(connection.execute("SELECT store_id FROM identity").fetchone()[0])
 
     def add(self, request_id: str, x: npt.NDArray[np.float32], y: int, *, row: int = 0) -> bool:
         """Keep one sample.
@@ -225,33 +248,35 @@ class LabelledStore:
     def count(self) -> int:
         """How many samples :meth:`load` would return; raises DeviceError."""
         with self._reading() as connection:
-            found = connection.execute(
-                "SELECT COUNT(*) FROM samples WHERE shape = (SELECT shape FROM samples ORDER BY position DESC LIMIT 1)"
-            ).fetchone()
+            found = connection.execute(COUNT_SAMPLES).fetchone()
         return int(found[0])
 
     def pending(self) -> list[PendingLabels]:
-        """Counts that were not settled yet, one entry per release; raises DeviceError."""
+        """Counts that are not sealed yet, one entry per release; raises DeviceError."""
         with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT release_id, classes, label, predicted, count FROM confusion ORDER BY release_id, classes"
-            ).fetchall()
-        found: dict[tuple[str, int], dict[tuple[int, int], int]] = {}
-        for release_id, classes, label, predicted, count in rows:
-            found.setdefault((release_id, classes), {})[label, predicted] = count
-        return [PendingLabels(release_id, classes, counts) for (release_id, classes), counts in found.items()]
+            return _pending(connection)
 
-    def settle(self, labels: PendingLabels) -> None:
-        """Take counts, which the outbox holds now, off what is pending.
+    def seal(self) -> list[SealedReport]:
+        """Put what is pending into numbered reports; returns all that are not settled, in their order.
 
         Raises:
             DeviceError: The store cannot be written; the counts stay pending.
         """
         with self._transaction() as cursor:
-            for (label, predicted), count in labels.counts.items():
-                settled = (count, labels.release_id, labels.classes, label, predicted)
-                cursor.execute(_REMOVE_SETTLED, settled)
-                cursor.execute(_REDUCE_SETTLED, settled)
+            for labels in _pending(cursor):
+                cursor.execute("INSERT INTO reports (body) VALUES (?)", (labels.report().SerializeToString(),))
+            cursor.execute("DELETE FROM confusion")
+            rows = cursor.execute("SELECT number, body FROM reports ORDER BY number").fetchall()
+        return [SealedReport(number, LabelReport.FromString(body)) for number, body in rows]
+
+    def settle(self, number: int) -> None:
+        """Forget a sealed report: the outbox has it.
+
+        Raises:
+            DeviceError: The store cannot be written; the report stays.
+        """
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM reports WHERE number = ?", (number,))
 
     def close(self) -> None:
         """Close the file."""
@@ -318,12 +343,23 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.executescript(_SCHEMA)
+        connection.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (f"labelled-{secrets.token_hex(8)}",))
         connection.execute("SELECT COUNT(*) FROM samples").fetchone()
     except sqlite3.Error:
         connection.close()
         raise
     path.chmod(0o600)
     return connection
+
+
+def _pending(connection: sqlite3.Connection | sqlite3.Cursor) -> list[PendingLabels]:
+    rows = connection.execute(
+        "SELECT release_id, classes, label, predicted, count FROM confusion ORDER BY release_id, classes"
+    ).fetchall()
+    found: dict[tuple[str, int], dict[tuple[int, int], int]] = {}
+    for release_id, classes, label, predicted, count in rows:
+        found.setdefault((release_id, classes), {})[label, predicted] = count
+    return [PendingLabels(release_id, classes, counts) for (release_id, classes), counts in found.items()]
 
 
 def _check_sample(sample: LabelledSample) -> InputError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from skerry_agent.policy.reporting import WindowPolicy
 from skerry_agent.update.ports import DownloadProgress
 from skerry_agent.update.update_machine import State
 
@@ -20,6 +21,7 @@ class UpdateSnapshot:
         rollout_id: Rollout that asked for it.
         progress: Of the download.
         health_period_ms: Wanted by the control plane; 0 if it did not say.
+        windows: Drift windows that the control plane wants.
     """
 
     state: State
@@ -29,3 +31,4 @@ class UpdateSnapshot:
     rollout_id: str
     progress: DownloadProgress
     health_period_ms: int
+    windows: WindowPolicy

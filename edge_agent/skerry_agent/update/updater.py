@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.files import DISK, Disk, remove_leftovers
+from skerry_agent.policy.reporting import WindowPolicy
 from skerry_agent.update.decisions import Probation, after_failure, take_up
 from skerry_agent.update.desired import Instruction, RefusedError, StaleError, accept, open_instruction
 from skerry_agent.update.download import FULL
@@ -29,6 +30,7 @@ from skerry_agent.update.snapshot import UpdateSnapshot
 from skerry_agent.update.stage import inactive_slot, stage
 from skerry_agent.update.update_machine import DEADLINES_S, RESUMES, SETTLED, SWITCHED, Event, State, advance
 from skerry_contract.signing import EnvelopeVerifier
+from skerry_contract.v1.device_pb2 import ReportingPolicy
 from skerry_contract.v1.release_pb2 import ReleaseManifest
 from skerry_contract.v1.telemetry_pb2 import UpdateEvent
 
@@ -105,6 +107,7 @@ class Updater:
         settled = self._journal.state in SETTLED
         progress = (self._journal.detail, self._waits_for) if settled else (self._waits_for or self._journal.detail,)
         details = [self._refusal, *progress]
+        reporting = ReportingPolicy() if self._desired is None else self._desired.state.reporting
         return UpdateSnapshot(
             state=self._journal.state,
             detail="; ".join(text for text in details if text),
@@ -112,7 +115,8 @@ class Updater:
             target_release="" if target is None else target.release_id,
             rollout_id="" if target is None else target.state.rollout_id,
             progress=self._progress,
-            health_period_ms=0 if self._desired is None else self._desired.state.reporting.health_period_ms,
+            health_period_ms=reporting.health_period_ms,
+            windows=WindowPolicy(reporting.window_requests, reporting.window_ms),
         )
 
     def offer(self, payload: bytes) -> None:

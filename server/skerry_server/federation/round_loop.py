@@ -64,9 +64,9 @@ class RoundRules:
     grace_s: float = 1.0
     attempts: int = 3
     repeat_s: float = 1.0
-    poll_first_s: float = 0.02
+    poll_first_s: float = 0.05
     poll_factor: float = 1.3
-    poll_last_s: float = 0.25
+    poll_last_s: float = 0.5
     resolve_s: float = 1.0
 
 

@@ -18,11 +18,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
 from skerry_contract.identifiers import check_name
+from skerry_contract.v1.release_pb2 import TrainStepSpec
+from skerry_contract.wire import parse_message
 from skerry_server.audit import ledger
 from skerry_server.errors import InvalidRequestError
 from skerry_server.jobs.kinds import JobContext
@@ -31,6 +34,7 @@ from skerry_server.releases.service import failed_gates, get_candidate, get_rele
 from skerry_server.store.tables import Candidate, Job
 
 if TYPE_CHECKING:
+    from skerry_models.kept_step import TrainStep
     from skerry_models.task import Dataset
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,9 @@ CHAMPION_PREFIX = "champion_"
 #: Files of the bundle that are read here.
 _EDGES = "drift_edges.pb"
 _INFER = "infer.onnx"
+_STEP, _STEP_SPEC = "train_step.onnx", "train_step.pb"
+#: Largest description of a training step (bytes).
+_SPEC_BYTES = 1 << 20
 
 Step = Callable[[JobContext, str], None]
 
@@ -90,6 +97,7 @@ def build(job: JobContext, candidate_id: str) -> None:
         holdout=holdout,
         lineage=_lineage(candidate, central=central, holdout=holdout),
         parent_edges=_parent_edges(job, candidate),
+        parent_step=_parent_step(job, candidate),
     )
     sha256 = job.context.artifacts.put_bundle(folder)
     with job.context.database.transaction() as session:
@@ -200,13 +208,30 @@ def _read(job: JobContext, candidate_id: str) -> Candidate:
         return get_candidate(session, candidate_id)
 
 
-def _parent_edges(job: JobContext, candidate: Candidate) -> bytes | None:
-    """Drift edges of the parent release: a child keeps them, so that its windows compare with its parent's."""
+def _parent_folder(job: JobContext, candidate: Candidate) -> Path | None:
+    """Bundle of the parent release, if there is one."""
     if not candidate.parent_release:
         return None
     with job.context.database.reading() as session:
         parent = get_release(session, candidate.parent_release)
-    return (job.context.artifacts.bundle_folder(parent.bundle_sha256) / _EDGES).read_bytes()
+    return job.context.artifacts.bundle_folder(parent.bundle_sha256)
+
+
+def _parent_edges(job: JobContext, candidate: Candidate) -> bytes | None:
+    """Drift edges of the parent release: a child keeps them, so that its windows compare with its parent's."""
+    folder = _parent_folder(job, candidate)
+    return (folder / _EDGES).read_bytes() if folder is not None else None
+
+
+def _parent_step(job: JobContext, candidate: Candidate) -> TrainStep | None:
+    """Training step of the parent release; the bundle proves it before it keeps it."""
+    from skerry_models.kept_step import TrainStep
+
+    folder = _parent_folder(job, candidate)
+    if folder is None:
+        return None
+    spec = parse_message(TrainStepSpec, (folder / _STEP_SPEC).read_bytes(), limit=_SPEC_BYTES)
+    return TrainStep((folder / _STEP).read_bytes(), spec)
 
 
 def _champion_metrics(job: JobContext, candidate: Candidate) -> dict[str, float] | None:

@@ -36,7 +36,7 @@ def enrolled(root: Path, broker_port: int, device_id: str = DEVICE, **settings: 
         "disk_reserve_bytes": 0,
         **settings,
     }
-    layout.config.write_text(AgentConfig(**values).model_dump_json())
+    layout.config.write_text(AgentConfig(**values).to_json())
     return layout
 
 

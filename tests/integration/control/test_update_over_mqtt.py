@@ -15,8 +15,10 @@ from integration.link.broker import Broker
 from skerry_agent.control.process import run
 from skerry_agent.errors import DeviceError
 from skerry_agent.link.outbox import Outbox
+from skerry_agent.policy.reporting import WindowPolicy, read_window_policy
 from skerry_agent.update.slots import MANIFEST, read_pointer, slot_folder
 from skerry_contract.v1 import device_pb2
+from skerry_contract.v1.device_pb2 import ReportingPolicy
 from skerry_contract.v1.telemetry_pb2 import CampaignInvitation, Command, LabelReport, UplinkMessage
 from unit.update.releases import DEVICE, make_desired, make_release, new_signer
 
@@ -61,7 +63,8 @@ def test_a_release_arrives_is_proved_and_committed(
     device.start()
     try:
         wait_until(plane.online, what="presence")
-        plane.desire(make_desired(1, release, rollout_id="rollout-7"))
+        reporting = ReportingPolicy(window_requests=40, window_ms=1_500)
+        plane.desire(make_desired(1, release, rollout_id="rollout-7", reporting=reporting))
         wait_until(committed(plane, "digits-1"), what="commit")
         state = plane.reported()
         assert state.rollout_id == "rollout-7"
@@ -69,6 +72,7 @@ def test_a_release_arrives_is_proved_and_committed(
         assert dict(state.labels) == {"site": "north"}
         assert holds_exactly(device, release.files)
         assert device.serving.activated == ["digits-1"]
+        assert read_window_policy(device.layout) == WindowPolicy(40, 1_500)
 
         def transitions() -> list[str]:
             return [m.update.to_state for m in plane.uplinks() if m.WhichOneof("body") == "update"]

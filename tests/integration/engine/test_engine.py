@@ -23,6 +23,7 @@ from skerry_agent.engine.errors import BackendError, MissingValueError, NoReleas
 from skerry_agent.engine.onnxruntime_backend import OnnxRuntimeBackend
 from skerry_agent.engine.tensorrt_backend import TensorRtBackend
 from skerry_agent.errors import ArtifactError, DeviceError
+from skerry_agent.policy.reporting import WindowPolicy, WindowPolicyFile
 from skerry_agent.update.slots import Pointer, write_pointer
 from skerry_contract.signing import Ed25519Signer
 from skerry_contract.v1.telemetry_pb2 import DriftReport, UplinkMessage
@@ -336,6 +337,30 @@ def test_windows_close_by_rows_of_the_configuration(
             engine.infer(some_input())
         wait_until(lambda: len(sink.messages) == 2, what="two windows in the outbox")
     assert [report.rows for report in sink.windows] == [5, 5, 1]
+
+
+def test_the_control_plane_sets_the_windows_of_a_running_engine(
+    tmp_path: Path, sink: ListSink, wait_until: Callable[..., None]
+) -> None:
+    layout = enrol(tmp_path / "d", window_requests=100)
+    install(layout, TinyRelease())
+    control = WindowPolicyFile(layout)
+    control.follow(WindowPolicy(window_requests=3))
+    with Engine.open(layout.root, open_sink=lambda: sink, follow=False) as engine:
+        engine.infer(some_input(3))
+        wait_until(lambda: len(sink.messages) == 1, what="a window of the policy that was there at the start")
+        control.follow(WindowPolicy(window_ms=1))
+        engine.infer(some_input(2))
+        assert len(sink.messages) == 1
+        engine.infer(some_input(1))  # ends the open window by its own limit
+        wait_until(lambda: len(sink.messages) == 2, what="the window that was open")
+
+        def closed_by_time() -> bool:
+            engine.infer(some_input())
+            return len(sink.messages) > 2
+
+        wait_until(closed_by_time, what="a window of a millisecond")
+    assert [report.rows for report in sink.windows[:2]] == [3, 3]
 
 
 def test_it_follows_the_pointer_of_the_agent(

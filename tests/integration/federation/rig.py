@@ -182,7 +182,7 @@ class Agent(ChildProcess):
             superlink_address=f"127.0.0.1:{superlink_port}",
             release_keys=[bundle.signer.public_key.hex()],
         )
-        self.layout.config.write_text(config.model_dump_json())
+        self.layout.config.write_text(config.to_json())
         install(self.layout, bundle)
         super().__init__([sys.executable, "-m", "skerry_agent.training", str(root)], root / "training.log")
 

@@ -110,7 +110,7 @@ def prepare_device(home: Path) -> None:
         device_id="debian-1", broker_host="127.0.0.1", broker_port=1, broker_password="x",
         superlink_address="127.0.0.1:1", release_keys=[signer.public_key.hex()],
     )  # fmt: skip
-    layout.config.write_text(config.model_dump_json())
+    layout.config.write_text(config.to_json())
 
 
 def test_as_its_own_user_it_answers_without_a_network(debian: Path, wait_until: Callable[..., None]) -> None:

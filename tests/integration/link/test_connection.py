@@ -99,7 +99,7 @@ def test_a_device_that_vanishes_is_said_to_be_offline(
     server.subscribe("skerry/v1/d/+/presence", qos=1)
     layout = AgentLayout(tmp_path / "device")
     layout.root.mkdir()
-    layout.config.write_text(config(broker.port).model_dump_json())
+    layout.config.write_text(config(broker.port).to_json())
     process = subprocess.Popen([sys.executable, "-c", VANISH, str(layout.root)])
     try:
         wait_until(lambda: said and said[-1].online, what="online")

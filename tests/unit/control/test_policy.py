@@ -15,6 +15,7 @@ from skerry_agent.errors import DeviceError
 from skerry_agent.policy.eligibility import Conditions, Limits, device_obstacle, invitation_obstacle
 from skerry_agent.policy.labelled import count_labelled
 from skerry_agent.policy.pause import TrainingPause
+from skerry_agent.policy.reporting import WindowPolicy, WindowPolicyFile, read_window_policy
 from skerry_agent.policy.sensors import Power, power, temperature_c
 from skerry_agent.training.labelled_store import LabelledStore
 from skerry_contract.errors import WireError
@@ -237,7 +238,56 @@ def test_labelled_samples_are_counted_in_the_store_that_serving_writes(tmp_path:
     for number in range(7):
         store.add(f"request-{number}", np.zeros(3, np.float32), number % 2)
     assert count_labelled(path) == store.count() == 5
+    store.add("another-shape", np.zeros((2, 2), np.float32), 0)
+    assert count_labelled(path) == store.count() == len(store.load()[1]) == 1, "training takes one shape"
     broken = tmp_path / "broken.sqlite"
     broken.write_bytes(b"no database" * 200)
     with pytest.raises(DeviceError, match="labelled samples"):
         count_labelled(broken)
+
+
+def test_wanted_windows_are_written_when_they_change_and_read_back(tmp_path: Path) -> None:
+    layout = AgentLayout(tmp_path)
+    assert read_window_policy(layout) == WindowPolicy(0, 0)
+    file = WindowPolicyFile(layout)
+    file.follow(WindowPolicy())
+    assert not layout.reporting_file.exists(), "what holds anyway needs no file"
+    file.follow(WindowPolicy(50, 2_000))
+    assert read_window_policy(layout) == WindowPolicy(50, 2_000)
+    written = layout.reporting_file.stat().st_ino
+    for again in (file, WindowPolicyFile(layout)):
+        again.follow(WindowPolicy(50, 2_000))
+    assert layout.reporting_file.stat().st_ino == written, "an unchanged policy wears no flash"
+    WindowPolicyFile(layout).follow(WindowPolicy())
+    assert read_window_policy(layout) == WindowPolicy(0, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"window_requests": 5}',
+        '{"window_requests": "5", "window_ms": 1}',
+        '{"window_requests": -1, "window_ms": 1}',
+        '{"window_requests": 4294967296, "window_ms": 1}',
+        '{"window_requests": true, "window_ms": 1}',
+    ],
+)
+def test_a_broken_file_of_windows_leaves_the_own_configuration(tmp_path: Path, text: str) -> None:
+    layout = AgentLayout(tmp_path)
+    layout.run.mkdir()
+    layout.reporting_file.write_text(text)
+    assert read_window_policy(layout) == WindowPolicy(0, 0)
+
+
+def test_windows_that_could_not_be_written_are_written_later(tmp_path: Path) -> None:
+    layout = AgentLayout(tmp_path)
+    layout.run.write_text("in the way of the folder")
+    file = WindowPolicyFile(layout)
+    file.follow(WindowPolicy(50, 0))
+    assert read_window_policy(layout) == WindowPolicy(0, 0)
+    layout.run.unlink()
+    file.follow(WindowPolicy(50, 0))
+    assert read_window_policy(layout) == WindowPolicy(50, 0)

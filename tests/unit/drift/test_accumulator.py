@@ -124,6 +124,33 @@ def test_a_window_closes_after_its_time() -> None:
     assert [r.rows for r in window.reports] == [1]
 
 
+def test_another_limit_holds_from_the_next_window_on() -> None:
+    window = Window(rows=4, seconds=60)
+    one = (floats([[0.5, 0.5]]), floats([[0, 1]]), 1.0)
+    window.accumulator.record(*one)
+    window.accumulator.limit(WindowLimits(2, 5.0))
+    window.clock.now += 10
+    window.accumulator.tick()
+    assert window.reports == [], "the open window keeps the limits that it was opened with"
+    for _ in range(5):
+        window.accumulator.record(*one)
+    assert [r.rows for r in window.reports] == [4, 2]
+    window.accumulator.record(*one)
+    window.clock.now += 5
+    window.accumulator.tick()
+    assert [r.rows for r in window.reports] == [4, 2, 1]
+
+
+def test_an_empty_window_takes_another_limit_at_once() -> None:
+    window = Window(seconds=3600)
+    window.accumulator.limit(WindowLimits(1000, 5.0))
+    window.accumulator.record(floats([[0.5, 0.5]]), floats([[0, 1]]), 1.0)
+    window.clock.now += 5
+    window.accumulator.limit(WindowLimits(1000, 5.0))
+    window.accumulator.tick()
+    assert [r.rows for r in window.reports] == [1]
+
+
 def test_an_empty_window_is_not_reported_and_takes_no_number() -> None:
     window = Window(seconds=60)
     window.clock.now += 100

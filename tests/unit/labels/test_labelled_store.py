@@ -111,22 +111,29 @@ def test_one_bad_sample_does_not_hold_up_the_others(path: Path) -> None:
     assert outcomes[2:] == [False, True]
 
 
-def test_confusion_is_pending_until_it_is_settled(path: Path) -> None:
+def test_confusion_is_pending_until_it_is_sealed_and_sealed_until_it_is_settled(path: Path) -> None:
     store = LabelledStore(path, 2)  # counts outlive their samples
     store.add_many([joined("a", 0, 0), joined("b", 0, 1), joined("c", 2, 2), joined("d", 2, 2), joined("a", 0, 0)])
     store.add_many([joined("e", 1, 0, release="r2")])
-    first, second = store.pending()
-    report = first.report()
+    first, second = store.seal()
+    report = first.report
     assert (report.release_id, report.classes, report.labelled, report.correct) == ("r1", 3, 4, 3)
     assert list(report.confusion) == [1, 1, 0, 0, 0, 0, 0, 0, 2]
-    assert second.report().release_id == "r2"
-    assert list(second.report().confusion) == [0, 0, 0, 1, 0, 0, 0, 0, 0]
-    store.add_many([joined("f", 2, 2)])  # after the report was taken
-    store.settle(first)
-    assert LabelledStore(path, 2).pending() == [
-        PendingLabels("r1", 3, {(2, 2): 1}),
-        PendingLabels("r2", 3, {(1, 0): 1}),
-    ]
+    assert second.report.release_id == "r2"
+    assert list(second.report.confusion) == [0, 0, 0, 1, 0, 0, 0, 0, 0]
+    store.add_many([joined("f", 2, 2)])  # after the report was sealed
+    store.settle(first.number)
+    again = LabelledStore(path, 2)
+    assert again.store_id == store.store_id
+    assert again.pending() == [PendingLabels("r1", 3, {(2, 2): 1})]
+    kept, newer = again.seal()
+    assert kept == second, "what a report says does not change any more"
+    assert (newer.report.release_id, newer.report.labelled) == ("r1", 1)
+    for sealed in (kept, newer):
+        again.settle(sealed.number)
+    assert (again.pending(), again.seal()) == ([], [])
+    again.add_many([joined("g", 0, 0)])
+    assert again.seal()[0].number > newer.number, "a number is never given twice"
 
 
 def test_confusion_of_many_classes_does_not_outgrow_a_message() -> None:

@@ -49,6 +49,28 @@ def test_every_kind_of_message_has_its_place_in_the_order_of_dropping() -> None:
     assert sorted(DROP_ORDER) == sorted(kinds) == sorted(BODIES)
 
 
+def test_what_a_source_hands_over_again_is_known_even_when_it_was_acknowledged(tmp_path: Path) -> None:
+    outbox = make(tmp_path)
+    assert outbox.enqueue_once(message("label"), source="store-1", number=1)
+    assert not outbox.enqueue_once(message("label"), source="store-1", number=1)
+    assert outbox.enqueue_once(message("label"), source="store-1", number=2)
+    assert sequences(outbox) == [1, 2]
+    assert outbox.acknowledge(outbox.outbox_id, [1, 2]) == 2
+    outbox.close()
+    again = make(tmp_path)
+    assert not again.enqueue_once(message("label"), source="store-1", number=2)
+    assert not again.enqueue_once(message("label"), source="store-1", number=1)
+    assert again.enqueue_once(message("label"), source="another-store", number=1)
+    assert sequences(again) == [3]
+
+
+def test_a_message_that_is_refused_uses_up_no_number_of_its_source(tmp_path: Path) -> None:
+    outbox = make(tmp_path)
+    with pytest.raises(ValueError, match="needs a body"):
+        outbox.enqueue_once(UplinkMessage(), source="store-1", number=1)
+    assert outbox.enqueue_once(message("label"), source="store-1", number=1)
+
+
 def test_messages_are_numbered_filled_in_and_kept_in_order(tmp_path: Path) -> None:
     outbox = make(tmp_path)
     assert [outbox.enqueue(message(kind)) for kind in ("drift", "health", "label")] == [1, 2, 3]

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from skerry_contract.manifest import bundle_digest, check_manifest
 from skerry_contract.signing import DESIRED, RELEASE, Ed25519Signer, Ed25519Verifier
 from skerry_contract.v1.common_pb2 import SignedEnvelope
-from skerry_contract.v1.device_pb2 import DesiredState
+from skerry_contract.v1.device_pb2 import DesiredState, ReportingPolicy
 from skerry_contract.v1.release_pb2 import FileEntry, ReleaseManifest, Variant
 
 DEVICE = "press-07"
@@ -84,6 +84,7 @@ def make_desired(
     device_id: str = DEVICE,
     rollout_id: str = "rollout-1",
     probation_ms: int = 0,
+    reporting: ReportingPolicy | None = None,
     issued_unix_ms: int = 1_700_000_000_000,
     signer: Ed25519Signer = SIGNER,
 ) -> bytes:
@@ -93,6 +94,7 @@ def make_desired(
         issued_unix_ms=issued_unix_ms,
         rollout_id=rollout_id,
         probation_ms=probation_ms,
+        reporting=reporting,
     )
     if release is not None:
         state.release.CopyFrom(release.envelope)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from skerry_agent.policy.reporting import WindowPolicy
 from skerry_agent.update.journal import journal_path, read_journal
 from skerry_agent.update.slots import read_pointer, slot_folder
 from skerry_agent.update.update_machine import State
 from skerry_contract.v1.delivery_pb2 import Chunk
+from skerry_contract.v1.device_pb2 import ReportingPolicy
 from unit.update.device import TestDevice, snapshot
 from unit.update.releases import MadeRelease, make_desired, make_release, new_signer
 
@@ -250,6 +252,15 @@ def test_probation_lasts_as_long_as_it_was_told(tmp_path: Path) -> None:
     device.settle()
     assert 5.0 <= device.now - began < 6.5
     assert device.chain == GOOD
+
+
+def test_what_is_to_be_reported_outlives_a_restart(tmp_path: Path) -> None:
+    device = served(tmp_path)
+    assert (device.updater.snapshot.windows, device.updater.snapshot.health_period_ms) == (WindowPolicy(0, 0), 0)
+    reporting = ReportingPolicy(window_requests=50, window_ms=2_000, health_period_ms=700)
+    device.updater.offer(make_desired(2, OLD, reporting=reporting))
+    for updater in (device.updater, TestDevice(tmp_path, OLD, NEW).updater):
+        assert (updater.snapshot.windows, updater.snapshot.health_period_ms) == (WindowPolicy(50, 2_000), 700)
 
 
 def test_serving_killed_on_probation_comes_back_and_is_committed(tmp_path: Path) -> None:
