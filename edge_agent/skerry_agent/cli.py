@@ -38,7 +38,7 @@ def _layout(data_dir: Path | None) -> AgentLayout:
 @app.command()
 def enroll(
     server: Annotated[str, typer.Option(help="URL of the control plane, for example http://10.0.0.2:8080.")],
-    token: Annotated[str, typer.Option(help="Single-use enrolment token, from `skerry token create`.")],
+    token: Annotated[str, typer.Option(help="Single-use enrolment token, from `skerry device token`.")],
     device_id: Annotated[str, typer.Option(help="Name of this device: a-z, 0-9 and -.")],
     label: Annotated[list[str] | None, typer.Option(help="key=value, for cohorts; may be repeated.")] = None,
     setting: Annotated[
