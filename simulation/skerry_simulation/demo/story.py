@@ -92,7 +92,7 @@ class Story:
             {"task": self.task.name, "settings": {}},
             existing=lambda: self._first("/v1/jobs", lambda row: row["kind"] == "train"),
         )
-        done = self._wait_job(job["id"], "central training", seconds=240)
+        done = self._wait_job(job["id"], "central training", seconds=600)
         self._publish("v1", done["result"]["candidate_id"])
 
     def enrol(self) -> None:
@@ -217,7 +217,7 @@ class Story:
         known = {row["id"] for row in incidents}
         for window in range(1, self.settings.drift_windows + 1):
             self._windows(1, drifted=True)
-            self._wait("windows judged", lambda: self.store.unjudged() == 0, seconds=60)
+            self._wait("windows judged", lambda: self.store.unjudged() == 0, seconds=120)
             fresh = [row for row in self.client.items("/v1/incidents") if row["id"] not in known]
             if fresh:
                 self.result.drift["windows_to_detect"] = window
@@ -243,7 +243,7 @@ class Story:
             what="recovery",
             until=lambda row: row["state"] == "resolved",
             failed=lambda row: row["detail"] if row["state"] in _DEAD_ENDS else None,
-            seconds=300,
+            seconds=900,
             seen=seen,
         )
         campaign = self.client.get(f"/v1/campaigns/{done['campaign_id']}")
@@ -276,7 +276,7 @@ class Story:
             what=f"gates of {name}",
             until=lambda row: row["state"] in ("passed", "released"),
             failed=lambda row: f"rejected: {row['gates']}" if row["state"] == "rejected" else None,
-            seconds=240,
+            seconds=600,
         )
         release = self.client.post(
             f"/v1/candidates/{candidate_id}/publish",
@@ -304,7 +304,7 @@ class Story:
             what=f"rollout of {name}",
             until=lambda row: row["state"] == "finished",
             failed=lambda row: row["detail"] if row["state"] in ("rolled_back", "aborted", "failed") else None,
-            seconds=240,
+            seconds=600,
             seen=seen,
         )
         self._remember_rollout(name, done)
@@ -332,7 +332,7 @@ class Story:
             what=name,
             until=lambda row: row["state"] == "finished",
             failed=lambda row: row["detail"] if row["state"] in ("failed", "aborted") else None,
-            seconds=300,
+            seconds=900,
             seen=seen,
         )
         self._remember_rounds(done, name)
@@ -395,12 +395,12 @@ class Story:
         outboxes = [open_outbox(self.settings.agent_folder(device.id)) for device in self.devices]
         try:
             # A health report may be on its way at any moment.
-            self._wait("buffered reports in the store", lambda: all(box.depth() <= 1 for box in outboxes), seconds=120)
+            self._wait("buffered reports in the store", lambda: all(box.depth() <= 1 for box in outboxes), seconds=240)
         finally:
             for box in outboxes:
                 box.close()
         # The database key makes a message's second arrival impossible to store; a gap would be one that was lost.
-        self._wait("gaps in what devices sent", lambda: not self._gaps(), seconds=60)
+        self._wait("gaps in what devices sent", lambda: not self._gaps(), seconds=120)
         for device in self.devices:
             self.result.uplinks[device.id] = sum(count for count, _, _ in self.store.uplinks(device.id).values())
 
@@ -434,7 +434,7 @@ class Story:
 
     def _everywhere(self, act: Callable[[DemoDevice], Any]) -> list[Any]:
         with ThreadPoolExecutor(len(self.devices)) as pool:
-            return [done.result(timeout=300) for done in [pool.submit(act, device) for device in self.devices]]
+            return [done.result(timeout=900) for done in [pool.submit(act, device) for device in self.devices]]
 
     def _first(self, path: str, matches: Callable[[Document], bool]) -> Document | None:
         return next((row for row in self.client.items(path) if matches(row)), None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(1500)]
 SIM = [sys.executable, "-m", "skerry_simulation.cli"]
 
 
@@ -34,7 +36,7 @@ class Finished:
 def run_demo(folder: Path, *arguments: str) -> Finished:
     json_file = folder / "result.json"
     command = [*SIM, "demo", "--folder", str(folder / "run"), "--json", str(json_file), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     return Finished(folder / "run", json.loads(json_file.read_text()), done.stderr)
 
@@ -148,6 +150,71 @@ def test_the_mlflow_store_shows_runs_and_versions(har: Finished) -> None:
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert len(runs) >= 3
     assert any(len(client.get_metric_history(run.info.run_id, key)) > 1 for run in runs for key in run.data.metrics)
+
+
+def test_the_mlflow_ui_serves_the_store(har: Finished, wait_until: Callable[..., None]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = f"sqlite:///{har.folder / 'server' / 'mlflow.sqlite'}"
+    command = [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", store, "--port", str(port)]
+    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    ui = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quiet, start_new_session=True
+    )
+
+    def found() -> bool:
+        try:
+            answer = httpx.get(f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/registered-models/get?name=har", timeout=5)
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200 and answer.json()["registered_model"]["name"] == "har"
+
+    try:
+        wait_until(found, what="the registered model in MLflow's own server", seconds=120)
+        assert "<title>MLflow</title>" in httpx.get(f"http://127.0.0.1:{port}/", timeout=10).text
+    finally:
+        os.killpg(ui.pid, signal.SIGTERM)
+        ui.wait(timeout=30)
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_fleet(har: Finished) -> None:
+    from playwright.sync_api import sync_playwright
+
+    state = json.loads((har.folder / "server" / "run" / "state.json").read_text())
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path="/usr/bin/chromium",
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-sync",
+                "--disable-background-networking",
+                "--disable-component-update",
+            ],
+        )
+        page = browser.new_page()
+        page.goto(state["url"])
+        page.fill("input[type=password]", (har.folder / "server" / "admin-token").read_text().strip())
+        page.keyboard.press("Enter")
+        for number in range(1, 9):
+            page.get_by_text(f"har-{number:02d}", exact=True).first.wait_for(timeout=20_000)
+        page.get_by_text("8 of 8 online").wait_for(timeout=20_000)
+        browser.close()
+
+
+def test_the_readme_s_code_runs_on_a_device(har: Finished) -> None:
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 2
+    code = "\n".join(blocks).replace("/var/lib/skerry-agent", str(har.folder / "agents" / "har-01"))
+    code = code.replace("127.0.0.1:8000", f"127.0.0.1:{doors(har.folder)['http_port']}")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "har-r3-" in done.stdout
 
 
 def test_the_console_answers_and_the_api_wants_a_token(har: Finished) -> None:

@@ -231,6 +231,7 @@ def test_an_acknowledgement_that_cannot_be_sent_is_sent_for_the_repetition(world
         ("unknown device", "skerry/v1/d/d9/up", _message(1, device_id="d9").SerializeToString(), None),
         ("revoked device", "skerry/v1/d/gone/up", _message(1, device_id="gone").SerializeToString(), None),
     ],
+    ids=["not-protobuf", "no-key", "another-device", "not-our-topic", "unknown-device", "revoked-device"],
 )
 def test_what_has_no_trusted_key_is_neither_stored_nor_acknowledged(
     world: World, name: str, topic: str, payload: bytes, outcome: str | None
