@@ -31,9 +31,7 @@ def demo(
     report: Annotated[Path | None, typer.Option(help="Folder of the HTML report; FOLDER/report if not given.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON here too.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end.")] = False,
-    chaos: Annotated[
-        int | None, typer.Option(help="Kill a random process every few seconds, chosen by this seed.")
-    ] = None,
+    chaos: Annotated[int | None, typer.Option(help="Kill a random process in each phase, chosen by this seed.")] = None,
 ) -> None:
     """Run the whole loop on this machine, in real processes.
 

@@ -18,7 +18,7 @@ from skerry_server.federation.campaign_run import CampaignPlan, CampaignResult, 
 from skerry_server.federation.exchange import Exchange
 from skerry_server.federation.journal import CampaignJournal, RoundRecord
 from skerry_server.federation.settings import parse_settings
-from skerry_server.federation.strategies import create_strategy
+from skerry_server.federation.strategies import check_strategy, create_strategy
 from skerry_server.releases.artifacts import ArtifactStore
 from skerry_server.store import Database
 from skerry_server.store.tables import Base, Campaign
@@ -86,9 +86,8 @@ def run_scenario(
         )
     chosen = dict(scenario.campaign)
     strategy_name = str(chosen.pop("strategy", "fedavg"))
-    settings = parse_settings(
-        task.default_campaign, {"minimum_samples": 2, "quorum": 1.0, "seed": scenario.seed, **chosen}
-    )
+    given = {"minimum_samples": 2, "quorum": 1.0, "seed": scenario.seed, **chosen}
+    settings = parse_settings(task.default_campaign, given, strategy=check_strategy(strategy_name))
     strategy = create_strategy(strategy_name, settings)
     base = initial_parameters(task, scenario.seed)
     plan = prepare_clients(task, base, scenario.population.clients, folder / "graphs")

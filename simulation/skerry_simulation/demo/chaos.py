@@ -1,24 +1,27 @@
-"""Kill random processes of a run with SIGKILL, to show that the loop finishes all the same."""
+"""Kill a random process in each phase of a run with SIGKILL, to show that the loop finishes all the same."""
 
 from __future__ import annotations
 
 import random
 import threading
+import time
+from pathlib import Path
 
 import psutil
 
 from skerry_simulation.demo.progress import Progress
 from skerry_simulation.processes import DaemonGroup
 
-#: Seconds between kills.
-PERIOD_S = 8.0
+#: How far into a phase its kill comes (seconds).
+EARLIEST_S, LATEST_S = 0.5, 6.0
+_TICK_S = 0.1
 
 
 class Chaos:
-    """One thread that kills one process of the run every :data:`PERIOD_S` seconds.
+    """One thread that kills one process of the run in each phase that is announced to it.
 
     Any process may be hit: the control plane's supervisor, broker, SuperLink, API, controllers, jobs, and of an agent
-    its supervisor, control, serving and training. It pauses while :meth:`pause` holds, for phases that count errors.
+    its supervisor, control, serving and training. Which one and when is drawn from the seed.
     """
 
     def __init__(self, group: DaemonGroup, progress: Progress, *, seed: int) -> None:
@@ -26,9 +29,9 @@ class Chaos:
         self._group = group
         self._progress = progress
         self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self._due: float | None = None
         self._stop = threading.Event()
-        self._running = threading.Event()
-        self._running.set()
         self._thread = threading.Thread(target=self._work, name="chaos", daemon=True)
 
     def start(self) -> None:
@@ -38,35 +41,38 @@ class Chaos:
     def stop(self) -> None:
         """End; returns when the thread has ended."""
         self._stop.set()
-        self._running.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
-    def pause(self) -> None:
-        """Kill nothing until :meth:`resume`."""
-        self._running.clear()
+    def phase_began(self) -> None:
+        """A phase has begun in which one process shall die."""
+        with self._lock:
+            self._due = time.monotonic() + self._random.uniform(EARLIEST_S, LATEST_S)
 
-    def resume(self) -> None:
-        """Go on."""
-        self._running.set()
+    def calm(self) -> None:
+        """A phase has begun in which none shall die, for it counts errors of the devices' own."""
+        with self._lock:
+            self._due = None
 
     def _work(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            if self._running.is_set():
-                self._kill_one()
+        while not self._stop.wait(_TICK_S):
+            with self._lock:
+                if self._due is not None and time.monotonic() >= self._due and self._kill_one():
+                    self._due = None
 
-    def _kill_one(self) -> None:
+    def _kill_one(self) -> bool:
         daemons = [daemon for daemon in self._group.daemons.values() if daemon.alive]
         if not daemons:
-            return
+            return False
         daemon = self._random.choice(daemons)
         assert daemon.process is not None
         try:
             root = psutil.Process(daemon.process.pid)
             victim = self._random.choice([root, *root.children(recursive=True)])
-            name = f"{daemon.name}: {' '.join(victim.cmdline()[:4])[-80:]}"
+            words = [Path(word).name for word in victim.cmdline()[:4]]
             victim.kill()
         except psutil.NoSuchProcess:
-            return
-        self.kills.append(name)
-        self._progress.say(f"chaos killed {name}")
+            return False
+        self.kills.append(f"{daemon.name}: {' '.join(words)}")
+        self._progress.say(f"chaos killed {self.kills[-1]}")
+        return True

@@ -29,7 +29,7 @@ def run_demo(settings: DemoSettings, *, json_file: Path | None, chaos_seed: int 
     Args:
         settings: What to run.
         json_file: Where the result goes as JSON too.
-        chaos_seed: Kill a random process of the run every few seconds, chosen by this seed; None leaves all alive.
+        chaos_seed: Kill a random process of the run in each phase, chosen by this seed; None leaves all alive.
 
     Raises:
         SimulationError: A phase did not get where it should; the message says what was seen last.

@@ -72,6 +72,8 @@ class Story:
         ]
         for name, text, phase in phases:
             with self.progress.during(name, text):
+                if self.chaos is not None:
+                    self.chaos.calm() if name in _CALM else self.chaos.phase_began()
                 phase()
         self.result.timeline = self.progress.moments
         self.result.seconds = round(self.progress.elapsed_s, 1)
@@ -173,8 +175,6 @@ class Story:
 
     def offline(self) -> None:
         """Everything but the devices is killed; they answer; then nothing is lost and nothing comes twice."""
-        if self.chaos is not None:
-            self.chaos.pause()  # this phase counts every error of the devices' own
         self.group.hold(CONTROL_PLANE)
         self.progress.say("killed; the devices are alone")
 
@@ -200,8 +200,6 @@ class Story:
         log = self.settings.folder / "logs" / "control-plane.log"
         wait_for_state(self.group, self.settings.server_folder, log)
         self._drain()
-        if self.chaos is not None:
-            self.chaos.resume()
 
     def drift(self) -> None:
         """Windows with drifted data on some devices until an incident is there."""
@@ -457,6 +455,8 @@ class Story:
             time.sleep(0.25)
 
 
+#: Phases in which chaos kills nothing: one counts errors, the other what is left.
+_CALM = ("offline", "judge")
 _DEAD_ENDS = ("rejected", "dismissed", "rolled_back", "breaker_open")
 
 

@@ -84,9 +84,7 @@ def test_released_bundles_are_kept_and_run(har: Finished) -> None:
 def test_the_report_is_one_page_with_every_plot(har: Finished) -> None:
     page = Path(har.result["report"]).read_text()
     assert page.count("<svg") == 4
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!#)\w+:""", page.replace("xlink:href", "href"))
 
 
 def agents_of(folder: Path) -> list[psutil.Process]:
@@ -145,7 +143,7 @@ def test_the_mlflow_store_shows_runs_and_versions(har: Finished) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{har.folder / 'server' / 'mlflow.sqlite'}")
-    versions = client.search_model_versions("name = 'har'")
+    versions = client.search_model_versions("name = 'skerry-har'")
     assert len(versions) == 3
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert len(runs) >= 3
@@ -165,10 +163,12 @@ def test_the_mlflow_ui_serves_the_store(har: Finished, wait_until: Callable[...,
 
     def found() -> bool:
         try:
-            answer = httpx.get(f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/registered-models/get?name=har", timeout=5)
+            answer = httpx.get(
+                f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/registered-models/get?name=skerry-har", timeout=5
+            )
         except httpx.TransportError:
             return False
-        return answer.status_code == 200 and answer.json()["registered_model"]["name"] == "har"
+        return answer.status_code == 200 and answer.json()["registered_model"]["name"] == "skerry-har"
 
     try:
         wait_until(found, what="the registered model in MLflow's own server", seconds=120)
@@ -225,7 +225,7 @@ def test_the_console_answers_and_the_api_wants_a_token(har: Finished) -> None:
 
 def test_the_digits_loop_finishes_while_processes_are_killed(tmp_path: Path) -> None:
     finished = run_demo(tmp_path, "--devices", "3", "--chaos", "11")
-    assert finished.output.count("chaos killed") >= 3
+    assert finished.output.count("chaos killed") >= 6
     result = finished.result
     assert [r["state"] for r in result["rollouts"]] == ["finished"] * 3
     assert result["drift"]["incidents_after"] == 1
