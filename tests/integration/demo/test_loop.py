@@ -154,6 +154,7 @@ def test_the_mlflow_ui_serves_the_store(har: Finished, wait_until: Callable[...,
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    root = f"http://127.0.0.1:{port}"
     store = f"sqlite:///{har.folder / 'server' / 'mlflow.sqlite'}"
     command = [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", store, "--port", str(port)]
     quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -172,7 +173,7 @@ def test_the_mlflow_ui_serves_the_store(har: Finished, wait_until: Callable[...,
 
     try:
         wait_until(found, what="the registered model in MLflow's own server", seconds=120)
-        assert "<title>MLflow</title>" in httpx.get(f"http://127.0.0.1:{port}/", timeout=10).text
+        assert "<title>MLflow</title>" in httpx.get(root, timeout=10).text
     finally:
         os.killpg(ui.pid, signal.SIGTERM)
         ui.wait(timeout=30)

@@ -122,7 +122,8 @@ def test_as_its_own_user_it_answers_without_a_network(debian: Path, wait_until: 
             "chroot", "--userspec", "skerry-agent:skerry-agent", str(debian),
             "skerry-agent", "run", "--data-dir", f"/{HOME}",
         ],
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": f"/{HOME}"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": f"/{HOME}"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
         doors = home / "run" / "serving.json"
