@@ -50,7 +50,7 @@ class DigitsTask:
         "edge_energy_y",
     )
     default_training = TrainingDefaults(epochs=30, batch_size=32, learning_rate=0.02, momentum=0.9)
-    default_campaign = CampaignDefaults(rounds=10, local_epochs=2, batch_size=16, learning_rate=0.02, proximal_mu=0.0)
+    default_campaign = CampaignDefaults(rounds=6, local_epochs=2, batch_size=16, learning_rate=0.02, proximal_mu=0.0)
     drift_name = "contrast and stroke changed"
 
     def create_network(self, seed: int) -> torch.nn.Module:
