@@ -1,4 +1,4 @@
-"""Kill a random process in each phase of a run that lasts long enough, with SIGKILL, to show that the loop finishes all the same."""
+"""Kill a random process in each phase of a run that lasts long enough: the loop must finish all the same."""
 
 from __future__ import annotations
 
