@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from skerry_server.state_table import IllegalEventError
+
 APPROVED: Final = "approved"
 RECRUITING: Final = "recruiting"
 RUNNING: Final = "running"
@@ -58,19 +60,11 @@ GATING_DEADLINE_MS: Final = 3_600_000
 RUN_OVERHEAD_MS: Final = 900_000
 
 
-class IllegalCampaignEventError(RuntimeError):
-    """The event has no row in that state; nothing was changed.
+class IllegalCampaignEventError(IllegalEventError):
+    """The event has no row in that state; nothing was changed."""
 
-    Attributes:
-        state: Where the machine stands.
-        event: What came.
-    """
-
-    def __init__(self, state: str, event: str) -> None:
-        self.state = state
-        self.event = event
-        allowed = ", ".join(TRANSITIONS.get(state, {})) or "no event"
-        super().__init__(f"a campaign in state {state!r} takes {allowed}, got {event!r}")
+    subject = "a campaign"
+    table = TRANSITIONS
 
 
 def next_state(state: str, event: str) -> str:
@@ -79,10 +73,7 @@ def next_state(state: str, event: str) -> str:
     Raises:
         IllegalCampaignEventError: No such state, or the state does not take the event.
     """
-    following = TRANSITIONS.get(state, {}).get(event)
-    if following is None:
-        raise IllegalCampaignEventError(state, event)
-    return following
+    return IllegalCampaignEventError.next_state(state, event)
 
 
 def deadline_ms(state: str, *, rounds: int, round_deadline_ms: int, recruiting_deadline_ms: int) -> int:

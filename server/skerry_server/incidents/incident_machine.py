@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from skerry_server.state_table import IllegalEventError
+
 #: {state: {event: next state}}.
 TRANSITIONS: Final[dict[str, dict[str, str]]] = {
     "detected": {
@@ -76,19 +78,11 @@ WAITS_FOR: Final[dict[str, str]] = {
 }
 
 
-class IllegalIncidentEventError(RuntimeError):
-    """The event has no row in that state; nothing was changed.
+class IllegalIncidentEventError(IllegalEventError):
+    """The event has no row in that state; nothing was changed."""
 
-    Attributes:
-        state: Where the machine stands.
-        event: What came.
-    """
-
-    def __init__(self, state: str, event: str) -> None:
-        self.state = state
-        self.event = event
-        allowed = ", ".join(TRANSITIONS.get(state, {})) or "no event"
-        super().__init__(f"an incident in state {state!r} takes {allowed}, got {event!r}")
+    subject = "an incident"
+    table = TRANSITIONS
 
 
 def next_state(state: str, event: str) -> str:
@@ -97,10 +91,7 @@ def next_state(state: str, event: str) -> str:
     Raises:
         IllegalIncidentEventError: The table has no such row.
     """
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        raise IllegalIncidentEventError(state, event) from None
+    return IllegalIncidentEventError.next_state(state, event)
 
 
 def after_failure(state: str, *, attempts: int, maximum_attempts: int, automatic: bool) -> str:

@@ -88,6 +88,7 @@ def build(job: JobContext, candidate_id: str) -> None:
     central, holdout = task.source(CENTRAL), task.source(HOLDOUT)
     folder = job.folder / "bundle"
     shutil.rmtree(folder, ignore_errors=True)
+    parent = _parent_folder(job, candidate)
     report = build_bundle(
         task,
         state,
@@ -96,8 +97,8 @@ def build(job: JobContext, candidate_id: str) -> None:
         calibration=central,
         holdout=holdout,
         lineage=_lineage(candidate, central=central, holdout=holdout),
-        parent_edges=_parent_edges(job, candidate),
-        parent_step=_parent_step(job, candidate),
+        parent_edges=_parent_edges(parent),
+        parent_step=_parent_step(parent),
     )
     sha256 = job.context.artifacts.put_bundle(folder)
     with job.context.database.transaction() as session:
@@ -217,17 +218,15 @@ def _parent_folder(job: JobContext, candidate: Candidate) -> Path | None:
     return job.context.artifacts.bundle_folder(parent.bundle_sha256)
 
 
-def _parent_edges(job: JobContext, candidate: Candidate) -> bytes | None:
+def _parent_edges(folder: Path | None) -> bytes | None:
     """Drift edges of the parent release: a child keeps them, so that its windows compare with its parent's."""
-    folder = _parent_folder(job, candidate)
     return (folder / _EDGES).read_bytes() if folder is not None else None
 
 
-def _parent_step(job: JobContext, candidate: Candidate) -> TrainStep | None:
+def _parent_step(folder: Path | None) -> TrainStep | None:
     """Training step of the parent release; the bundle proves it before it keeps it."""
     from skerry_models.kept_step import TrainStep
 
-    folder = _parent_folder(job, candidate)
     if folder is None:
         return None
     spec = parse_message(TrainStepSpec, (folder / _STEP_SPEC).read_bytes(), limit=_SPEC_BYTES)

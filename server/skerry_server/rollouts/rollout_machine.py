@@ -28,6 +28,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from skerry_server.state_table import IllegalEventError
+
 #: {state: {event: next state}}.
 TRANSITIONS: Final[dict[str, dict[str, str]]] = {
     "pending": {"instructed": "canary", "timed_out": "aborted", "abort": "aborted"},
@@ -61,19 +63,11 @@ DEVICE_TRANSITIONS: Final[dict[str, frozenset[str]]] = {
 }
 
 
-class IllegalRolloutEventError(RuntimeError):
-    """The event has no row in that state; nothing was changed.
+class IllegalRolloutEventError(IllegalEventError):
+    """The event has no row in that state; nothing was changed."""
 
-    Attributes:
-        state: Where the machine stands.
-        event: What came.
-    """
-
-    def __init__(self, state: str, event: str) -> None:
-        self.state = state
-        self.event = event
-        allowed = ", ".join(TRANSITIONS.get(state, {})) or "no event"
-        super().__init__(f"a rollout in state {state!r} takes {allowed}, got {event!r}")
+    subject = "a rollout"
+    table = TRANSITIONS
 
 
 def next_state(state: str, event: str) -> str:
@@ -82,10 +76,7 @@ def next_state(state: str, event: str) -> str:
     Raises:
         IllegalRolloutEventError: The table has no such row.
     """
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        raise IllegalRolloutEventError(state, event) from None
+    return IllegalRolloutEventError.next_state(state, event)
 
 
 def check_device_transition(state: str, following: str) -> str:
