@@ -14,7 +14,6 @@ True
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -47,7 +46,7 @@ _UNIT = (0.0, 1.0)
 def _number(name: str, value: Scalar, kind: type[int] | type[float], lowest: float, highest: float) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
         raise WireError(name, expected="an integer" if kind is int else "a number", got=value)
-    if not math.isfinite(value) or not lowest <= value <= highest:
+    if not lowest <= value <= highest:  # NaN is between no two numbers
         raise WireError(name, expected=f"{lowest:g} to {highest:g}", got=value)
     return kind(value)
 

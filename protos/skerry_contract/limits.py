@@ -6,6 +6,12 @@ from __future__ import annotations
 MESSAGE_BYTES = 131_072
 #: Payload of a bulk chunk (bytes); leaves room for the digest, the index and MQTT framing.
 CHUNK_BYTES = 122_880
+#: Largest file of TUF metadata (bytes): one message carries it.
+TRUST_FILE_BYTES = MESSAGE_BYTES - 512
+#: Most files of metadata that a device keeps or is told of.
+TRUST_FILES = 256
+#: Most deltas of one file.
+DELTAS = 4
 #: Largest file of a bundle (bytes).
 FILE_BYTES = 4 << 30
 #: Largest number of files in a bundle.

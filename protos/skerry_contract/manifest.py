@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from skerry_contract.errors import WireError
 from skerry_contract.identifiers import check_name
-from skerry_contract.limits import BUNDLE_FILES, CHUNK_BYTES, FILE_BYTES, MESSAGE_BYTES, PATH_CHARACTERS
-from skerry_contract.v1.release_pb2 import FileEntry, ReleaseManifest
+from skerry_contract.limits import BUNDLE_FILES, CHUNK_BYTES, DELTAS, FILE_BYTES, MESSAGE_BYTES, PATH_CHARACTERS
+from skerry_contract.v1.release_pb2 import DeltaEntry, FileEntry, ReleaseManifest
 from skerry_contract.wire import parse_message
 
 
@@ -50,6 +50,42 @@ def check_file_entry(entry: FileEntry, *, field: str) -> FileEntry:
     printable = entry.path.isascii() and entry.path.isprintable() and "\\" not in entry.path
     if not entry.path or not plain or not printable or len(entry.path) > PATH_CHARACTERS:
         raise WireError(f"{field}.path", expected="a plain relative path", got=entry.path)
+    _check_content(entry, field=field)
+    if len(entry.deltas) > DELTAS:
+        raise WireError(f"{field}.deltas", expected=f"at most {DELTAS}", got=len(entry.deltas))
+    for index, delta in enumerate(entry.deltas):
+        name = f"{field}.deltas[{index}]"
+        _check_content(delta, field=name)
+        if not 1 <= delta.size < entry.size:
+            raise WireError(f"{name}.size", expected=f"1 to {entry.size - 1}: less than the file", got=delta.size)
+        if len(delta.base_sha256) != 32 or delta.base_sha256 == entry.sha256:
+            raise WireError(f"{name}.base_sha256", expected="32 bytes of another file", got=delta.base_sha256.hex())
+    bases = [delta.base_sha256 for delta in entry.deltas]
+    if len(set(bases)) != len(bases):
+        raise WireError(f"{field}.deltas", expected="distinct bases", got=[base.hex() for base in bases])
+    return entry
+
+
+def describe_delta(content: bytes, *, base_sha256: bytes, chunk_bytes: int = CHUNK_BYTES) -> DeltaEntry:
+    """Hash a delta, whole and by chunks.
+
+    Args:
+        content: The delta (format: :mod:`skerry_contract.delta`).
+        base_sha256: Digest of the file that it applies to.
+        chunk_bytes: Size of every chunk but the last.
+    """
+    pieces = (content[start : start + chunk_bytes] for start in range(0, len(content), chunk_bytes))
+    return DeltaEntry(
+        base_sha256=base_sha256,
+        size=len(content),
+        sha256=hashlib.sha256(content).digest(),
+        chunk_bytes=chunk_bytes,
+        chunk_sha256=[hashlib.sha256(piece).digest() for piece in pieces],
+    )
+
+
+def _check_content(entry: FileEntry | DeltaEntry, *, field: str) -> None:
+    """Size and digests of what is sent in chunks; raises WireError."""
     if entry.size > FILE_BYTES:
         raise WireError(f"{field}.size", expected=f"at most {FILE_BYTES} bytes", got=entry.size)
     if len(entry.sha256) != 32:
@@ -61,7 +97,6 @@ def check_file_entry(entry: FileEntry, *, field: str) -> FileEntry:
         raise WireError(f"{field}.chunk_sha256", expected=f"{expected} digests", got=len(entry.chunk_sha256))
     if any(len(digest) != 32 for digest in entry.chunk_sha256):
         raise WireError(f"{field}.chunk_sha256", expected="digests of 32 bytes", got="another length")
-    return entry
 
 
 def bundle_digest(entries: Iterable[FileEntry]) -> bytes:

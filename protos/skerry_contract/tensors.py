@@ -61,9 +61,10 @@ def decode_tensor(tensor: Tensor, *, limit: int = PARAMETER_BYTES) -> Array:
         raise WireError(f"{field}.dtype", expected=f"one of {', '.join(DTYPES)}", got=tensor.dtype)
     if len(tensor.shape) > TENSOR_RANK:
         raise WireError(f"{field}.shape", expected=f"at most {TENSOR_RANK} dimensions", got=len(tensor.shape))
+    # An empty tensor, too, has sizes that NumPy can hold: a dimension of 0 hides the others from the product.
+    if math.prod(size or 1 for size in tensor.shape) * dtype.itemsize > limit:
+        raise WireError(f"{field}.shape", expected=f"at most {limit} bytes", got=list(tensor.shape))
     expected = math.prod(tensor.shape) * dtype.itemsize
-    if expected > limit:
-        raise WireError(f"{field}.shape", expected=f"at most {limit} bytes", got=f"{expected} bytes")
     if len(tensor.data) != expected:
         raise WireError(
             f"{field}.data",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!skerry_contract/v1/delivery.proto\x12\tskerry.v1\"\x88\x01\n\x0c\x43hunkRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ile_sha256\x18\x02 \x01(\x0c\x12\x16\n\x0emissing_bitmap\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\r\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\r\"I\n\x05\x43hunk\x12\x13\n\x0b\x66ile_sha256\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"3\n\x0c\x43hunkRefusal\x12\x13\n\x0b\x66ile_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!skerry_contract/v1/delivery.proto\x12\tskerry.v1\"\x9a\x01\n\x0c\x43hunkRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ile_sha256\x18\x02 \x01(\x0c\x12\x16\n\x0emissing_bitmap\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63hunk_count\x18\x04 \x01(\r\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\r\x12\x10\n\x08quiet_ms\x18\x07 \x01(\r\"u\n\x05\x43hunk\x12\x13\n\x0b\x66ile_sha256\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x14\n\x0creport_below\x18\x05 \x01(\r\x12\x14\n\x0creport_every\x18\x06 \x01(\r\"3\n\x0c\x43hunkRefusal\x12\x13\n\x0b\x66ile_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'skerry_contract.v1.delivery
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHUNKREQUEST']._serialized_start=49
-  _globals['_CHUNKREQUEST']._serialized_end=185
-  _globals['_CHUNK']._serialized_start=187
-  _globals['_CHUNK']._serialized_end=260
-  _globals['_CHUNKREFUSAL']._serialized_start=262
-  _globals['_CHUNKREFUSAL']._serialized_end=313
+  _globals['_CHUNKREQUEST']._serialized_end=203
+  _globals['_CHUNK']._serialized_start=205
+  _globals['_CHUNK']._serialized_end=322
+  _globals['_CHUNKREFUSAL']._serialized_start=324
+  _globals['_CHUNKREFUSAL']._serialized_end=375
 # @@protoc_insertion_point(module_scope)

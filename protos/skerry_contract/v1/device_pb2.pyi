@@ -21,6 +21,7 @@ class UpdateStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UPDATE_STATUS_COMMITTED: _ClassVar[UpdateStatus]
     UPDATE_STATUS_ROLLED_BACK: _ClassVar[UpdateStatus]
     UPDATE_STATUS_QUARANTINED: _ClassVar[UpdateStatus]
+    UPDATE_STATUS_NEED: _ClassVar[UpdateStatus]
 UPDATE_STATUS_UNSPECIFIED: UpdateStatus
 UPDATE_STATUS_IDLE: UpdateStatus
 UPDATE_STATUS_DOWNLOADING: UpdateStatus
@@ -32,9 +33,10 @@ UPDATE_STATUS_PROBATION: UpdateStatus
 UPDATE_STATUS_COMMITTED: UpdateStatus
 UPDATE_STATUS_ROLLED_BACK: UpdateStatus
 UPDATE_STATUS_QUARANTINED: UpdateStatus
+UPDATE_STATUS_NEED: UpdateStatus
 
 class DesiredState(_message.Message):
-    __slots__ = ("device_id", "sequence", "issued_unix_ms", "release", "rollout_id", "probation_ms", "reporting")
+    __slots__ = ("device_id", "sequence", "issued_unix_ms", "release", "rollout_id", "probation_ms", "reporting", "reconnect_spread_ms")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ISSUED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +44,7 @@ class DesiredState(_message.Message):
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     PROBATION_MS_FIELD_NUMBER: _ClassVar[int]
     REPORTING_FIELD_NUMBER: _ClassVar[int]
+    RECONNECT_SPREAD_MS_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     sequence: int
     issued_unix_ms: int
@@ -49,7 +52,8 @@ class DesiredState(_message.Message):
     rollout_id: str
     probation_ms: int
     reporting: ReportingPolicy
-    def __init__(self, device_id: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., release: _Optional[_Union[_common_pb2.SignedEnvelope, _Mapping]] = ..., rollout_id: _Optional[str] = ..., probation_ms: _Optional[int] = ..., reporting: _Optional[_Union[ReportingPolicy, _Mapping]] = ...) -> None: ...
+    reconnect_spread_ms: int
+    def __init__(self, device_id: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., release: _Optional[_Union[_common_pb2.SignedEnvelope, _Mapping]] = ..., rollout_id: _Optional[str] = ..., probation_ms: _Optional[int] = ..., reporting: _Optional[_Union[ReportingPolicy, _Mapping]] = ..., reconnect_spread_ms: _Optional[int] = ...) -> None: ...
 
 class ReportingPolicy(_message.Message):
     __slots__ = ("window_requests", "window_ms", "health_period_ms")

@@ -8,18 +8,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class FileEntry(_message.Message):
-    __slots__ = ("path", "size", "sha256", "chunk_bytes", "chunk_sha256")
+    __slots__ = ("path", "size", "sha256", "chunk_bytes", "chunk_sha256", "deltas")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_FIELD_NUMBER: _ClassVar[int]
     path: str
     size: int
     sha256: bytes
     chunk_bytes: int
     chunk_sha256: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ..., chunk_bytes: _Optional[int] = ..., chunk_sha256: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    deltas: _containers.RepeatedCompositeFieldContainer[DeltaEntry]
+    def __init__(self, path: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ..., chunk_bytes: _Optional[int] = ..., chunk_sha256: _Optional[_Iterable[bytes]] = ..., deltas: _Optional[_Iterable[_Union[DeltaEntry, _Mapping]]] = ...) -> None: ...
+
+class DeltaEntry(_message.Message):
+    __slots__ = ("base_sha256", "size", "sha256", "chunk_bytes", "chunk_sha256")
+    BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SHA256_FIELD_NUMBER: _ClassVar[int]
+    base_sha256: bytes
+    size: int
+    sha256: bytes
+    chunk_bytes: int
+    chunk_sha256: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, base_sha256: _Optional[bytes] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ..., chunk_bytes: _Optional[int] = ..., chunk_sha256: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Variant(_message.Message):
     __slots__ = ("name", "path", "device_classes", "golden_tolerance")
@@ -66,6 +82,20 @@ class ReleaseManifest(_message.Message):
     scores_output: str
     features_output: str
     def __init__(self, release_id: _Optional[str] = ..., sequence: _Optional[int] = ..., task: _Optional[str] = ..., bundle_sha256: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[Variant, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[_common_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_common_pb2.TensorSpec, _Mapping]]] = ..., edges_sha256: _Optional[bytes] = ..., train_step_sha256: _Optional[bytes] = ..., created_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., parent_release_id: _Optional[str] = ..., scores_output: _Optional[str] = ..., features_output: _Optional[str] = ...) -> None: ...
+
+class TrustIndex(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[TrustFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[TrustFile, _Mapping]]] = ...) -> None: ...
+
+class TrustFile(_message.Message):
+    __slots__ = ("name", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class GoldenSet(_message.Message):
     __slots__ = ("inputs", "outputs")
