@@ -1,12 +1,25 @@
-"""mosquitto: finding it, configuring it, and keeping its users equal to the devices of the store.
+"""mosquitto: finding it, configuring it, and keeping what it refuses equal to the store.
 
-The store is the truth and the password file a projection of it: after a device was enrolled or revoked,
-:func:`publish_users` writes the file anew and tells mosquitto with SIGHUP, which also ends the connections of users
-that are gone. :class:`BrokerUsersController` does the same now and then, for the process that was killed in between.
+Three listeners, each with users of its own kind:
 
-What each user may do (the same as skerry_contract.topics says): ``server`` everything below the root; ``operator``
-read all of it and ``$SYS``; a device publish its own reported, presence, up and need, and read its own subtree and
-bulk.
+=========  ==================  ==============================  ==========================================
+listener   address             user is                         client identifier is
+=========  ==================  ==============================  ==========================================
+plain      loopback only       ``server`` or ``operator``,     the client's choice
+                               by password
+control    the configured one  a device, by the common name    the user, whatever the client says
+                               of its certificate
+data       the configured one  ``CN=<device>``, by the whole   the user, whatever the client says
+                               subject of its certificate
+=========  ==================  ==============================  ==========================================
+
+So a device has exactly two sessions, and no device can take over a session, or provoke the last will, of another: it
+cannot present another identifier than its own. The rules of access (the same as skerry_contract.topics says) are
+patterns over the user's name, so that enrolling a device changes no file and the broker need not hear of it.
+
+Revoking does: the store is the truth, the list of revoked certificates a projection of it. :func:`publish_access`
+writes the list anew and tells mosquitto with SIGHUP, which then refuses those certificates; sessions that live on are
+ended by :func:`cut_off`. :class:`BrokerAccessController` does both again, for the process that was killed in between.
 """
 
 from __future__ import annotations
@@ -21,16 +34,20 @@ import subprocess
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from skerry_contract.limits import MESSAGE_BYTES
-from skerry_contract.topics import FROM_DEVICE, ROOT
+from skerry_contract.topics import DATA_USER, FROM_DEVICE, ROOT, TRUST_FILTER
 from skerry_server import broker_passwords
+from skerry_server.broker_sessions import SessionCutError, end_sessions
+from skerry_server.clock import now_ms
 from skerry_server.config import ServerConfig, ServerLayout
 from skerry_server.errors import PlatformError
 from skerry_server.files import write_atomically
+from skerry_server.fleet import revocation
 from skerry_server.store.database import Database
-from skerry_server.store.tables import Device
-from skerry_server.supervision.state_file import read_state
+from skerry_server.store.tables import Device, RevokedCertificate
+from skerry_server.supervision.state_file import ProcessState, read_state
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +59,16 @@ PROGRAM_VARIABLE = "SKERRY_MOSQUITTO"
 QUEUED_BYTES = 4 << 20
 #: Bytes of messages that one client has not acknowledged.
 INFLIGHT_BYTES = 1 << 20
+#: Where the plain listener is, whatever else is configured.
+LOOPBACK = "127.0.0.1"
+#: The user of the control plane itself.
+SERVER_USER = "server"
+#: How long sessions of a revoked device are ended again (milliseconds). A connection that had finished its TLS
+#: handshake before the list was read may still become a session, until mosquitto gives up waiting for its CONNECT
+#: after 1.5 times 60 s.
+CUT_AGAIN_MS = 120_000
+#: A device that was enrolled again meanwhile is disturbed only in the last of that time (milliseconds).
+_CUT_LAST_MS = 25_000
 
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin", "/opt/homebrew/bin")
 _HOW_TO_INSTALL = (
@@ -77,7 +104,7 @@ def command(program: Path, layout: ServerLayout) -> list[str]:
 
 
 def write_configuration(config: ServerConfig, layout: ServerLayout) -> None:
-    """Write configuration and access rules. The password file is :func:`publish_users`'s.
+    """Write configuration and access rules. The other files are :func:`publish_access`'s.
 
     Started by root, mosquitto would become the user "mosquitto", who can neither read the files of this data
     directory nor keep the death signal that ties it to its supervisor; so it stays who started it.
@@ -85,10 +112,7 @@ def write_configuration(config: ServerConfig, layout: ServerLayout) -> None:
     layout.broker.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = [
         "# Written by skerry at every start.",
-        f"listener {config.broker_port} {config.host}",
-        "allow_anonymous false",
-        f"password_file {_passwords(layout)}",
-        f"acl_file {_access(layout)}",
+        "per_listener_settings true",
         *(["user root"] if os.geteuid() == 0 else []),
         "persistence true",
         f"persistence_location {layout.broker}/",
@@ -106,9 +130,47 @@ def write_configuration(config: ServerConfig, layout: ServerLayout) -> None:
         "log_type error",
         "log_type warning",
         "log_type notice",
+        "",
+        f"listener {config.broker_port} {LOOPBACK}",
+        "allow_anonymous false",
+        f"password_file {_passwords(layout)}",
+        f"acl_file {_access(layout, 'plain')}",
+        "",
+        *_tls_listener(config.broker_tls_port, config, layout),
+        f"acl_file {_access(layout, 'control')}",
+        "use_identity_as_username true",
+        "",
+        *_tls_listener(config.broker_data_port, config, layout),
+        f"acl_file {_access(layout, 'data')}",
+        "use_subject_as_username true",
     ]
     write_atomically(_configuration(layout), "\n".join([*lines, ""]).encode())
-    write_atomically(_access(layout), _access_rules().encode())
+    for listener, rules in access_rules().items():
+        write_atomically(_access(layout, listener), "\n".join([*rules, ""]).encode())
+
+
+def access_rules() -> dict[str, list[str]]:
+    """Access rules of each listener: "plain", "control" and "data". %u is the user's name."""
+    made = "# Written by skerry at every start. Patterns hold for every user."
+    return {
+        "plain": [
+            made,
+            f"user {SERVER_USER}",
+            f"topic readwrite {ROOT}/#",
+            "topic read $SYS/#",
+            "",
+            "user operator",
+            f"topic read {ROOT}/#",
+            "topic read $SYS/#",
+        ],
+        "control": [
+            made,
+            *(f"pattern write {ROOT}/d/%u/{kind.value}" for kind in sorted(FROM_DEVICE)),
+            f"pattern read {ROOT}/d/%u/#",
+            f"pattern read {TRUST_FILTER}",
+        ],
+        "data": [made, f"pattern read {ROOT}/d/%u/bulk/+", f"pattern read {ROOT}/bulk/+"],
+    }
 
 
 def read_password(path: Path) -> str:
@@ -121,49 +183,52 @@ def read_password(path: Path) -> str:
         ) from error
 
 
-def publish_users(database: Database, layout: ServerLayout) -> bool:
-    """Make the broker's users equal to the devices of the store; returns whether anything had changed.
+def publish_access(database: Database, layout: ServerLayout) -> bool:
+    """Make the list of revoked certificates, and the control plane's own users, what they should be.
 
-    Safe in several processes at once. The broker is told only if it runs.
+    Safe in several processes at once. A running broker is told of a change.
+
+    Returns:
+        Whether anything had changed.
 
     Raises:
-        PlatformError: The file cannot be written; it is unchanged.
+        PlatformError: A file cannot be written; it is unchanged.
     """
     layout.broker.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with (layout.broker / "passwords.lock").open("w") as lock:
+        with (layout.broker / "access.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # whoever reads the store last also writes last
-            with database.reading() as session:
-                rows = session.execute(
-                    sa.select(Device.id, Device.broker_password_hash).where(
-                        Device.revoked.is_(False), Device.broker_password_hash != ""
-                    )
-                )
-                hashes = {str(name): str(hashed) for name, hashed in rows}
-            path = _passwords(layout)
-            before = path.read_bytes() if path.exists() else b""
-            kept = broker_passwords.parse(before)
-            for user, file in (("server", layout.server_password), ("operator", layout.operator_password)):
-                password = read_password(file)
-                hashed = kept.get(user, "")
-                hashes[user] = hashed if broker_passwords.matches(password, hashed) else _hash(password)
-            after = broker_passwords.render(hashes)
-            if after == before:
-                return False
-            write_atomically(path, after)
+            listed = revocation.write_list(database, layout)
+            changed = _write_passwords(layout) or listed
     except OSError as error:
         raise PlatformError(
-            f"the broker's password file cannot be written ({error.strerror})", remedy="check the disk and its folder"
+            f"the broker's files cannot be written ({error.strerror})", remedy="check the disk and its folder"
         ) from error
-    reload(layout)
-    return True
+    if changed:
+        reload(layout)
+    return changed
+
+
+def _write_passwords(layout: ServerLayout) -> bool:
+    path = _passwords(layout)
+    before = path.read_bytes() if path.exists() else b""
+    kept = broker_passwords.parse(before)
+    hashes: dict[str, str] = {}
+    for user, file in ((SERVER_USER, layout.server_password), ("operator", layout.operator_password)):
+        password, hashed = read_password(file), kept.get(user, "")
+        hashes[user] = (
+            hashed if broker_passwords.matches(password, hashed) else broker_passwords.hash_password(password)
+        )
+    after = broker_passwords.render(hashes)
+    if after != before:
+        write_atomically(path, after)
+    return after != before
 
 
 def reload(layout: ServerLayout) -> bool:
-    """Let a running broker read its users and rules again; returns whether one was found."""
-    state = read_state(layout)
-    process = None if state is None else next((one for one in state.processes if one.name == PROCESS_NAME), None)
-    if process is None or not process.alive():
+    """Let a running broker read its files again; returns whether one was found."""
+    process = _process(layout)
+    if process is None:
         return False
     try:
         os.kill(process.pid, signal.SIGHUP)
@@ -172,24 +237,61 @@ def reload(layout: ServerLayout) -> bool:
     return True
 
 
-class BrokerUsersController:
-    """Repairs a password file that is not what the store says."""
+def cut_off(config: ServerConfig, layout: ServerLayout, device_ids: list[str]) -> None:
+    """End both sessions of some devices, and what is kept for them. Without a broker there is nothing to end.
 
-    name = "broker-users"
+    Raises:
+        SessionCutError: The broker runs and does not do it.
+        PlatformError: The password cannot be read.
+    """
+    if not device_ids or _process(layout) is None:
+        return
+    clients = [name for device_id in device_ids for name in (device_id, DATA_USER + device_id)]
+    password = read_password(layout.server_password)
+    end_sessions((LOOPBACK, config.broker_port), clients, username=SERVER_USER, password=password)
+
+
+def enforce(database: Database, config: ServerConfig, layout: ServerLayout, device_ids: list[str]) -> None:
+    """Refuse what is revoked and end the sessions of ``device_ids``, in this order, so that none can come back.
+
+    What fails is logged: :class:`BrokerAccessController` does it again.
+    """
+    try:
+        publish_access(database, layout)
+        cut_off(config, layout, device_ids)
+    except (PlatformError, SessionCutError, SQLAlchemyError) as error:
+        log.warning("a revocation is not in force yet, it is tried again: %s", error)
+
+
+class BrokerAccessController:
+    """Repairs files that are not what the store says, and ends sessions of revoked devices that came through."""
+
+    name = "broker-access"
     period_s = 10.0
 
-    def __init__(self, database: Database, layout: ServerLayout) -> None:
+    def __init__(self, database: Database, config: ServerConfig, layout: ServerLayout) -> None:
         self._database = database
+        self._config = config
         self._layout = layout
 
     def step(self) -> None:
-        """Write the file and tell the broker, if they differ."""
-        if publish_users(self._database, self._layout):
-            log.info("the broker's users were brought up to date")
+        """Write the files and tell the broker, if they differ; end sessions of the lately revoked."""
+        if publish_access(self._database, self._layout):
+            log.info("the broker's files were brought up to date")
+        cut_off(self._config, self._layout, self._lately_revoked())
 
-
-def _hash(password: str) -> str:
-    return broker_passwords.hash_password(password)
+    def _lately_revoked(self) -> list[str]:
+        now = now_ms()
+        newest = sa.func.max(RevokedCertificate.revoked_ms)
+        with self._database.reading() as session:
+            rows = session.execute(
+                sa.select(RevokedCertificate.device_id, newest, Device.revoked)
+                .join(Device, Device.id == RevokedCertificate.device_id)
+                .where(RevokedCertificate.revoked_ms > now - CUT_AGAIN_MS)
+                .group_by(RevokedCertificate.device_id, Device.revoked)
+                .order_by(RevokedCertificate.device_id)
+            )
+            return [name for name, at, out in rows if out or now - at > CUT_AGAIN_MS - _CUT_LAST_MS]
 
 
 def _configuration(layout: ServerLayout) -> Path:
@@ -200,29 +302,28 @@ def _passwords(layout: ServerLayout) -> Path:
     return layout.broker / "passwords"
 
 
-def _access(layout: ServerLayout) -> Path:
-    return layout.broker / "access"
+def _access(layout: ServerLayout, listener: str) -> Path:
+    return layout.broker / f"access-{listener}"
 
 
-def _access_rules() -> str:
-    own = [f"pattern write {ROOT}/d/%u/{kind.value}" for kind in sorted(FROM_DEVICE)]
-    return "\n".join(
-        [
-            "# Written by skerry at every start. Patterns hold for every user; %u is the user's name.",
-            "user server",
-            f"topic readwrite {ROOT}/#",
-            "topic read $SYS/#",
-            "",
-            "user operator",
-            f"topic read {ROOT}/#",
-            "topic read $SYS/#",
-            "",
-            *own,
-            f"pattern read {ROOT}/d/%u/#",
-            f"pattern read {ROOT}/bulk/#",
-            "",
-        ]
-    )
+def _tls_listener(port: int, config: ServerConfig, layout: ServerLayout) -> list[str]:
+    return [
+        f"listener {port} {config.host}",
+        "allow_anonymous false",
+        f"cafile {layout.authority_certificate}",
+        f"certfile {layout.server_certificate}",
+        f"keyfile {layout.server_key}",
+        f"crlfile {layout.revocation_list}",
+        "tls_version tlsv1.2",
+        "require_certificate true",
+        "use_username_as_clientid true",
+    ]
+
+
+def _process(layout: ServerLayout) -> ProcessState | None:
+    state = read_state(layout)
+    found = None if state is None else next((one for one in state.processes if one.name == PROCESS_NAME), None)
+    return found if found is not None and found.alive() else None
 
 
 def _version(program: Path) -> tuple[int, int, int]:

@@ -49,6 +49,18 @@ class ConflictError(RequestError):
     """The thing exists but is in a state in which this cannot be done."""
 
 
+class RefusedError(RequestError):
+    """Whoever asks has no right to it.
+
+    Attributes:
+        reason: Why not.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 class PlatformError(SkerryError):
     """The machine lacks something.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from skerry_server import ports
+from skerry_server import ports, server_identity
 from skerry_server.audit import ledger
 from skerry_server.clock import now_ms
-from skerry_server.config import ServerConfig, ServerLayout, load_config
+from skerry_server.config import ServerConfig, ServerLayout, complete_config
 from skerry_server.errors import InvalidRequestError, PlatformError
 from skerry_server.files import write_atomically
 from skerry_server.fleet.service import ensure_everything
@@ -27,6 +27,17 @@ from skerry_server.releases.signing import load_or_create_key
 from skerry_server.store.database import Database
 from skerry_server.store.migrate import upgrade
 from skerry_server.store.tables import ApiToken
+from skerry_server.trust import service as trust
+
+_PORT_FIELDS = (
+    "api_port",
+    "grpc_port",
+    "broker_port",
+    "broker_tls_port",
+    "broker_data_port",
+    "device_port",
+    "superlink_port",
+)
 
 #: Name of the first administrator's token.
 ADMIN = "admin"
@@ -50,7 +61,16 @@ class Prepared:
 def make_folders(layout: ServerLayout) -> None:
     """Make the folders; raises PlatformError if that is not possible."""
     try:
-        for folder in (layout.root, layout.keys, layout.broker, layout.superlink, layout.jobs, layout.logs, layout.run):
+        for folder in (
+            layout.root,
+            layout.keys,
+            layout.pki,
+            layout.broker,
+            layout.superlink,
+            layout.jobs,
+            layout.logs,
+            layout.run,
+        ):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise PlatformError(
@@ -76,6 +96,8 @@ def prepare(layout: ServerLayout, changes: Mapping[str, Any]) -> Prepared:
             if not path.exists():
                 write_atomically(path, secrets.token_urlsafe(32).encode())
         load_or_create_key(layout)
+        server_identity.ensure(config, layout)
+        trust.ensure(layout, config.trust)
         upgrade(layout.database_url(config))
         database = Database(layout.database_url(config))
         try:
@@ -90,24 +112,25 @@ def prepare(layout: ServerLayout, changes: Mapping[str, Any]) -> Prepared:
 
 
 def _configuration(layout: ServerLayout, changes: Mapping[str, Any]) -> ServerConfig:
+    before: ServerConfig | None = None
     if layout.config.exists():
-        config = load_config(layout)
-        document = config.model_dump() | dict(changes)
+        before = complete_config(layout, lambda names: _chosen_ports(names, str(changes.get("host", "127.0.0.1"))))
+        document = before.model_dump() | dict(changes)
     else:
-        document = _chosen_ports(str(changes.get("host", "127.0.0.1"))) | dict(changes)
+        document = _chosen_ports(_PORT_FIELDS, str(changes.get("host", "127.0.0.1"))) | dict(changes)
     try:
         changed = ServerConfig.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise InvalidRequestError(name, expected=first["msg"], got=first["input"]) from error
-    if not layout.config.exists() or changed != config:
-        write_atomically(layout.config, (changed.model_dump_json(indent=2) + "\n").encode())
+    text = (changed.model_dump_json(indent=2) + "\n").encode()
+    if before is None or text != layout.config.read_bytes():
+        write_atomically(layout.config, text)
     return changed
 
 
-def _chosen_ports(host: str) -> dict[str, Any]:
-    names = ("api_port", "grpc_port", "broker_port", "superlink_port")
+def _chosen_ports(names: Sequence[str], host: str) -> dict[str, int]:
     return dict(zip(names, ports.free_ports(host, len(names)), strict=True))
 
 

@@ -37,10 +37,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from skerry_contract.limits import MESSAGE_BYTES
-from skerry_server.broker import read_password
+from skerry_server.broker import LOOPBACK, SERVER_USER, read_password
 from skerry_server.config import ServerConfig, ServerLayout
 from skerry_server.errors import PlatformError
-from skerry_server.ports import connect_address
 
 log = logging.getLogger(__name__)
 
@@ -82,17 +81,17 @@ def open_link(config: ServerConfig, layout: ServerLayout, *, role: str) -> Serve
     Args:
         config: Where the broker is.
         layout: Where the password is.
-        role: Which process it is for; the client identifier is made of it.
+        role: Which process it is for; the client identifier is made of it, with a character that no device's name has.
 
     Raises:
         PlatformError: The password cannot be read.
     """
     return ServerLink(
-        host=connect_address(config.host),
+        host=LOOPBACK,
         port=config.broker_port,
-        username="server",
+        username=SERVER_USER,
         password=read_password(layout.server_password),
-        client_id=f"skerry-server-{role}-{secrets.token_hex(4)}",
+        client_id=f"server/{role}-{secrets.token_hex(4)}",
     )
 
 

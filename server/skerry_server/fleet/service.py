@@ -1,8 +1,6 @@
-"""Devices, cohorts and enrolment in the store.
+"""Devices and cohorts in the store: looking them up, labels, and what is wanted of a device.
 
-Functions take an open transaction and change the store only. The broker's users follow the store: enrolling and
-revoking have the password file written right after the commit, and :class:`skerry_server.broker.BrokerUsersController`
-does it for a process that was killed in between.
+Functions take an open transaction and change the store only. Identities are :mod:`skerry_server.fleet.enrollment`'s.
 
 A device brings labels when it enrols; from then on they belong to the operator, since they decide which cohorts it is
 in. What a device reports later does not change them.
@@ -10,35 +8,24 @@ in. What a device reports later does not change them.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from skerry_contract.errors import WireError
 from skerry_contract.identifiers import check_name, new_id
-from skerry_server import broker, ports
 from skerry_server.audit import ledger
-from skerry_server.broker_passwords import hash_password
 from skerry_server.clock import now_ms
-from skerry_server.context import ServerContext
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError
-from skerry_server.releases.signing import load_or_create_key
-from skerry_server.store.tables import Cohort, Device, EnrollmentToken
+from skerry_server.releases.service import approve_for
+from skerry_server.store.tables import Cohort, Device
 
 #: The cohort that every device belongs to: its identifier and its name.
 EVERYTHING = "all"
-#: MQTT users of the control plane; no device may have their names.
-RESERVED_NAMES = frozenset({"server", "operator"})
 #: Most devices on one page.
 LARGEST_PAGE = 500
-#: Longest life of an enrolment token (seconds).
-LONGEST_TOKEN_TTL_S = 30 * 24 * 3600
 #: Most labels of a device or pairs of a selector.
 LABELS = 32
 #: Columns that :func:`list_devices` can filter by equality.
@@ -52,27 +39,6 @@ FILTER_COLUMNS: Mapping[str, InstrumentedAttribute[str]] = {
 
 _LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 _BOOLEANS = {"true": True, "false": False}
-
-
-@dataclass(frozen=True)
-class Enrollment:
-    """What a device needs to connect.
-
-    Attributes:
-        device_id: Its name; also its MQTT user.
-        broker_host: MQTT broker.
-        broker_port: Its port.
-        broker_password: In the clear, once; the store keeps a hash.
-        superlink_address: host:port of the Flower SuperLink.
-        release_keys: Raw Ed25519 public keys that sign releases and desired states, hexadecimal.
-    """
-
-    device_id: str
-    broker_host: str
-    broker_port: int
-    broker_password: str = field(repr=False)
-    superlink_address: str
-    release_keys: list[str]
 
 
 def check_labels(labels: Mapping[str, str], *, name: str = "labels") -> dict[str, str]:
@@ -123,117 +89,6 @@ def get_device(session: Session, device_id: str) -> Device:
     return device
 
 
-def create_enrollment_token(
-    session: Session, *, actor: str, ttl_s: int = 24 * 3600, labels: Mapping[str, str] | None = None
-) -> str:
-    """Make a single-use token; only its hash is stored.
-
-    Args:
-        session: An open transaction.
-        actor: Who asks.
-        ttl_s: How long it can be used, 1 s to 30 days.
-        labels: Labels that the device gets, over those that it brings.
-    """
-    if not 1 <= ttl_s <= LONGEST_TOKEN_TTL_S:
-        raise InvalidRequestError("ttl_s", expected=f"1 to {LONGEST_TOKEN_TTL_S}", got=ttl_s)
-    token = f"enroll-{secrets.token_urlsafe(32)}"
-    row = EnrollmentToken(
-        token_sha256=_digest(token),
-        created_ms=now_ms(),
-        expires_ms=now_ms() + ttl_s * 1000,
-        created_by=actor,
-        labels=check_labels(labels or {}),
-    )
-    session.add(row)
-    ledger.append(
-        session,
-        actor=actor,
-        action="enrollment-token.create",
-        subject=row.token_sha256[:16],
-        detail={"ttl_s": ttl_s, "labels": row.labels},
-    )
-    return token
-
-
-def enroll(
-    session: Session,
-    context: ServerContext,
-    *,
-    token: str,
-    device_id: str,
-    device_class: str = "",
-    labels: Mapping[str, str] | None = None,
-) -> Enrollment:
-    """Make a device of whoever holds the token; the broker knows it right after the commit.
-
-    A device whose answer got lost asks again with the same token and name and gets a new password, until it has been
-    seen at the broker; after that the token is spent. A revoked device can be enrolled again with a fresh token.
-
-    Raises:
-        InvalidRequestError: A bad name, class or label; an unknown, expired or spent token.
-        ConflictError: The device exists and is not revoked.
-    """
-    try:
-        check_name(device_id, field="device_id")
-        if device_class:
-            check_name(device_class.replace("_", "-"), field="device_class")
-    except WireError as error:
-        raise InvalidRequestError(error.field, expected=error.expected, got=error.got) from error
-    if device_id in RESERVED_NAMES:
-        raise InvalidRequestError("device_id", expected="a name other than those of the control plane", got=device_id)
-    brought = check_labels(labels or {})
-    moment = now_ms()
-    row = session.get(EnrollmentToken, _digest(token), with_for_update=True)
-    if row is None:
-        raise InvalidRequestError("token", expected="a token made by `skerry device token`", got="an unknown one")
-    if row.expires_ms <= moment:
-        raise InvalidRequestError("token", expected="a token that has not expired", got="an expired one")
-    device = session.get(Device, device_id, with_for_update=True)
-    repeated = device is not None and row.used_by == device_id and device.last_seen_ms == 0 and not device.revoked
-    if row.used_by and not repeated:
-        raise InvalidRequestError("token", expected="a token that is not spent", got=f"one used by {row.used_by}")
-    if device is not None and not device.revoked and not repeated:
-        raise ConflictError(f"device {device_id} is enrolled already; revoke it to enrol it again")
-    password = secrets.token_urlsafe(32)
-    if device is None:
-        device = Device(id=device_id, enrolled_ms=moment)
-        session.add(device)
-    device.enrolled_ms = moment
-    device.revoked = False
-    device.last_seen_ms = 0
-    device.device_class = device_class
-    device.labels = brought | row.labels
-    device.broker_password_hash = hash_password(password)
-    row.used_by, row.used_ms = device_id, moment
-    ledger.append(
-        session,
-        actor=f"device:{device_id}",
-        action="device.enroll",
-        subject=device_id,
-        detail={"token": row.token_sha256[:16], "device_class": device_class, "labels": device.labels},
-    )
-    _publish_users_after_commit(session, context)
-    host = ports.reachable_address(context.config.host)
-    return Enrollment(
-        device_id=device_id,
-        broker_host=host,
-        broker_port=context.config.broker_port,
-        broker_password=password,
-        superlink_address=ports.join(host, context.config.superlink_port),
-        release_keys=[load_or_create_key(context.layout).public_key.hex()],
-    )
-
-
-def revoke(session: Session, context: ServerContext, device_id: str, *, actor: str, reason: str) -> Device:
-    """Take a device's access away; the broker ends its connection right after the commit. Raises NotFoundError."""
-    device = get_device(session, device_id)
-    if not device.revoked:
-        device.revoked, device.online, device.broker_password_hash = True, False, ""
-        ledger.append(session, actor=actor, action="device.revoke", subject=device_id, detail={"reason": reason})
-        _publish_users_after_commit(session, context)
-    return device
-
-
 def set_labels(session: Session, device_id: str, *, labels: Mapping[str, str], actor: str) -> Device:
     """Replace a device's labels; raises NotFoundError or InvalidRequestError."""
     device = get_device(session, device_id)
@@ -253,6 +108,9 @@ def set_desired(
 ) -> int:
     """Want a release of a device; the publisher sends it.
 
+    A release that was approved earlier than what the device has is approved anew: see
+    :func:`skerry_server.releases.service.approve_for`.
+
     Args:
         session: An open transaction.
         device_id: Which one.
@@ -264,6 +122,9 @@ def set_desired(
         The new desired sequence.
     """
     device = get_device(session, device_id)
+    if release_id:
+        had = (device.active_release, device.desired_release, device.target_release)
+        approve_for(session, release_id, device_id=device_id, had=had)
     device.desired_release = release_id
     device.desired_rollout = rollout_id
     device.desired_probation_ms = probation_ms
@@ -324,13 +185,6 @@ def cohort_device_ids(session: Session, cohort_id: str) -> list[str]:
     )
 
 
-def _publish_users_after_commit(session: Session, context: ServerContext) -> None:
-    def publish(_session: Session) -> None:
-        broker.publish_users(context.database, context.layout)
-
-    event.listen(session, "after_commit", publish, once=True)
-
-
 def _condition(session: Session, name: str, value: str) -> sa.ColumnElement[bool]:
     if name in ("online", "revoked"):
         if value not in _BOOLEANS:
@@ -349,7 +203,3 @@ def _condition(session: Session, name: str, value: str) -> sa.ColumnElement[bool
 
 def _selected(selector: Mapping[str, str]) -> sa.ColumnElement[bool]:
     return sa.and_(sa.true(), *(Device.labels[key].as_string() == value for key, value in selector.items()))
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -35,8 +35,13 @@ class Device(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     enrolled_ms: Mapped[int]
     revoked: Mapped[bool] = mapped_column(default=False)
-    # Salted hash of the MQTT password in mosquitto's format; the broker's password file is made from these.
-    broker_password_hash: Mapped[str] = mapped_column(default="")
+    # Serial numbers (hexadecimal) of the newest certificate and of the one before, which holds until the newer one is
+    # used; a certificate with another serial is not the device's.
+    certificate_serial: Mapped[str] = mapped_column(default="")
+    certificate_previous_serial: Mapped[str] = mapped_column(default="")
+    certificate_not_after_ms: Mapped[int] = mapped_column(default=0)
+    # Key of the device's Flower node (PEM, P-384); empty while it has none.
+    node_public_key: Mapped[str] = mapped_column(default="")
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
     device_class: Mapped[str] = mapped_column(default="")
     agent_version: Mapped[str] = mapped_column(default="")
@@ -69,6 +74,17 @@ class Device(Base):
     desired_probation_ms: Mapped[int] = mapped_column(default=0)
     desired_sequence: Mapped[int] = mapped_column(default=0)
     published_sequence: Mapped[int] = mapped_column(default=0)
+
+
+class RevokedCertificate(Base):
+    """A certificate that is refused until its end; the broker's revocation list is made from these."""
+
+    __tablename__ = "revoked_certificates"
+
+    serial: Mapped[str] = mapped_column(primary_key=True)
+    device_id: Mapped[str]
+    revoked_ms: Mapped[int]
+    not_after_ms: Mapped[int]
 
 
 class EnrollmentToken(Base):
@@ -130,6 +146,8 @@ class Candidate(Base):
     gates: Mapped[dict[str, Any]] = mapped_column(default=dict)
     mlflow_run_id: Mapped[str] = mapped_column(default="")
     mlflow_model_version: Mapped[str] = mapped_column(default="")
+    # Deltas of the bundle's files from those of the parent release, as the release builder measured them.
+    deltas: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_ms: Mapped[int]
 
 
@@ -151,6 +169,8 @@ class Release(Base):
     train_step_sha256: Mapped[str] = mapped_column(default="")
     # Serialized SignedEnvelope of kind "release".
     envelope: Mapped[bytes]
+    # Number under which the signed metadata approve it; counts up per task, raised again to roll back to it.
+    approved_version: Mapped[int] = mapped_column(default=0)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_ms: Mapped[int]
 
