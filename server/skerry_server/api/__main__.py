@@ -1,4 +1,4 @@
-"""``python -m skerry_server.api DATA_DIR``: REST, console and gRPC in one process."""
+"""``python -m skerry_server.api DATA_DIR``: REST, console, gRPC and device API in one process."""
 
 from __future__ import annotations
 

@@ -30,13 +30,13 @@ from skerry_server.errors import SkerryError
 _DESCRIPTION = """\
 Fleet of devices, federated campaigns, signed releases, rollouts, drift and incidents.
 
-Every call but `POST /v1/enroll` and `GET /healthz` needs `authorization: Bearer <token>`. Roles: viewer, operator,
+Every call but `GET /healthz` needs `authorization: Bearer <token>`. Roles: viewer, operator,
 approver, admin; each includes the ones before. Every failure has the body
 `{"error": {"kind", "message", "field", "expected", "got"}}`. Lists come in pages: send `next_page_token` back as
 `page_token`. Moments (`*_ms`) are milliseconds since 1970 UTC.
 """
 _TAGS = [
-    {"name": "fleet", "description": "Enrolment, devices and cohorts."},
+    {"name": "fleet", "description": "Enrolment tokens, devices and cohorts."},
     {"name": "learning", "description": "Tasks, central trainings, jobs and federated campaigns."},
     {"name": "releases", "description": "Candidates, releases, champions and rollouts."},
     {"name": "governance", "description": "Incidents, policies, the audit ledger and API tokens."},

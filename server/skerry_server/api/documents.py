@@ -62,23 +62,13 @@ class Problem(BaseModel):
     error: Failure
 
 
-class EnrollmentDocument(FromRow):
-    """What a device needs to connect."""
-
-    device_id: str
-    broker_host: str = Field(description="MQTT broker.")
-    broker_port: int
-    broker_password: str = Field(description="MQTT password of this device; shown once.")
-    superlink_address: str = Field(description="host:port of the Flower SuperLink's fleet door.")
-    release_keys: list[str] = Field(description="Raw Ed25519 public keys that sign releases, hexadecimal.")
-
-
 class EnrollmentTokenDocument(BaseModel):
     """A new enrolment token."""
 
     token: str = Field(description="The secret; shown once. One device can enrol with it.")
     expires_ms: int
     labels: dict[str, str] = Field(description="Labels that the device gets.")
+    server: str = Field(description="URL of the device API, for `skerry-agent enroll --server`.")
 
 
 class ApiTokenDocument(FromRow):
@@ -124,6 +114,7 @@ class DeviceDocument(BaseModel):
     labels: dict[str, str]
     enrolled_ms: int
     revoked: bool
+    certificate_not_after_ms: int = Field(description="When its certificate ends; it renews it before.")
     online: bool
     last_seen_ms: int = Field(description="0 when it was never seen.")
     active_release: str = Field(description="Release that it serves; empty before the first one.")

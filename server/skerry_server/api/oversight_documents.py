@@ -31,6 +31,25 @@ class IncidentDocument(BaseModel):
     updated_ms: int
 
 
+class TrustRoleDocument(BaseModel):
+    """One role of the signed metadata (The Update Framework)."""
+
+    role: str
+    key_ids: list[str]
+    threshold: int = Field(description="How many of the keys must sign.")
+    version: int = Field(description="Version of its newest metadata; 0 for instructions, which has none.")
+    expires_ms: int = Field(description="When they end; 0 for instructions.")
+    private_keys_here: int = Field(description="How many of its private keys lie on the control plane's disk.")
+
+
+class TrustDocument(BaseModel):
+    """Who may say what devices install."""
+
+    roles: list[TrustRoleDocument]
+    warnings: list[str] = Field(description="What somebody should do something about.")
+    broken: bool = Field(description="Whether something has expired, or a private key is gone.")
+
+
 class PolicyDocument(FromRow):
     """A named rule that may act without a person."""
 

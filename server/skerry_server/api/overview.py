@@ -19,7 +19,7 @@ from skerry_server.rollouts.rollout_machine import ACTIVE as ACTIVE_ROLLOUTS
 from skerry_server.store.tables import Campaign, CampaignRound, Candidate, Device, Incident, Job, Release, Rollout
 
 #: Update states in which a device is busy with a release.
-UPDATING = ("downloading", "verifying", "staging", "proving", "activating", "probation")
+UPDATING = ("need", "downloading", "verifying", "staging", "proving", "activating", "probation")
 #: Verdicts that ask for attention.
 DRIFTING = frozenset({"drift", "data_quality"})
 #: Incident states in which a person has to decide.

@@ -20,6 +20,7 @@ from skerry_server.errors import (
     InvalidRequestError,
     NotFoundError,
     PlatformError,
+    RefusedError,
     RequestError,
 )
 
@@ -107,6 +108,8 @@ def describe(error: BaseException) -> Problem:
             return Problem("unauthenticated", str(error), "authorization", "Bearer <token>")
         case ForbiddenError():
             return Problem("forbidden", str(error), "authorization", f"role {error.needed} or higher", error.role)
+        case RefusedError():
+            return Problem("forbidden", str(error))
         case SignatureError():
             return Problem("invalid", str(error), error.kind, "a trusted signature", error.reason)
         case PlatformError():

@@ -1,6 +1,6 @@
-"""The API's process: uvicorn (REST and console) and the gRPC server over one context, until SIGTERM or SIGINT.
+"""The API's process: REST and console, gRPC, and the device API over one context, until SIGTERM or SIGINT.
 
-Invariants: both doors open or none does; on a signal, streams are ended, running calls are given
+Invariants: all doors open or none does; on a signal, streams are ended, running calls are given
 :data:`GRACE_S` seconds, and the context is closed last.
 """
 
@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from skerry_server.api.app import create_app
 from skerry_server.context import ServerContext, open_context
+from skerry_server.device_api.server import DeviceServer
 from skerry_server.errors import PlatformError, SkerryError
 from skerry_server.rpc.server import RpcServer
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve(context: ServerContext) -> None:
-    """Open both doors and serve until a signal comes.
+    """Open every door and serve until a signal comes.
 
     Raises:
         PlatformError: A port is busy.
@@ -86,7 +87,10 @@ def serve(context: ServerContext) -> None:
     try:
         rpc = RpcServer(context, address=f"{config.host}:{config.grpc_port}")
         rpc.start()
+        devices: DeviceServer | None = None
         try:
+            devices = DeviceServer(context)
+            devices.start()
             app = create_app(context)
             server = _Server(
                 uvicorn.Config(
@@ -105,6 +109,8 @@ def serve(context: ServerContext) -> None:
             )
             server.run(sockets=[listener])
         finally:
+            if devices is not None:
+                devices.stop(grace_s=GRACE_S)
             rpc.stop(grace_s=GRACE_S)
     finally:
         listener.close()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from skerry_server.api import paging
-from skerry_server.api.access import TOKEN_CHARACTERS, Role
+from skerry_server.api.access import Role
 from skerry_server.api.identity import NAME_CHARACTERS
 
 #: An identifier: of a device, cohort, release, ...
@@ -28,15 +28,6 @@ MAXIMUM_TOKEN_LIFE_S = 30 * 86_400
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
-
-
-class EnrollRequest(_Request):
-    """A device asks to join. The enrolment token is the secret."""
-
-    token: str = Field(min_length=1, max_length=TOKEN_CHARACTERS, description="Enrolment token; used once.")
-    device_id: Name = Field(description="1 to 63 characters of a-z, 0-9 and -.", examples=["press-07"])
-    device_class: str = Field(max_length=63, description="x86_64, aarch64 or jetson.", examples=["x86_64"])
-    labels: Labels = Field(default_factory=dict, description="Free labels; those of the token win.")
 
 
 class EnrollmentTokenRequest(_Request):

@@ -40,6 +40,7 @@ def device(row: Device, accuracy: LabelledAccuracy | None) -> doc.DeviceDocument
         labels=texts(row.labels),
         enrolled_ms=row.enrolled_ms,
         revoked=row.revoked,
+        certificate_not_after_ms=row.certificate_not_after_ms,
         online=row.online,
         last_seen_ms=row.last_seen_ms,
         active_release=row.active_release,

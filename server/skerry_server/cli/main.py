@@ -31,8 +31,13 @@ _EXIT_CODES: tuple[tuple[type[SkerryError], int], ...] = (
     (PlatformError, EXIT_PLATFORM),
 )
 
-#: Commands that need the database and the supervisor: imported when they are asked for, so that the others start fast.
-_HEAVY: Mapping[str, str] = {"up": "skerry_server.cli.up:up", "status": "skerry_server.cli.status:status"}
+#: Commands that work on a data directory: imported when they are asked for, so that the others start fast.
+_HEAVY: Mapping[str, str] = {
+    "up": "skerry_server.cli.up:up",
+    "status": "skerry_server.cli.status:status",
+    "supernode": "skerry_server.cli.supernode:supernode",
+    "keys": "skerry_server.cli.keys:keys",
+}
 
 
 class _Commands(TyperGroup):
@@ -44,9 +49,12 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _HEAVY:
             return super().get_command(ctx, cmd_name)
-        module, _, function = _HEAVY[cmd_name].partition(":")
+        module, _, name = _HEAVY[cmd_name].partition(":")
+        found = getattr(importlib.import_module(module), name)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
         alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        alone.command(cmd_name)(getattr(importlib.import_module(module), function))
+        alone.command(cmd_name)(found)
         return typer.main.get_command(alone)
 
 

@@ -23,7 +23,8 @@ _STYLES: Mapping[str, str] = {
         ("online", "done", "finished", "healthy", "committed", "resolved", "passed", "released", "ok"), "green"
     ),
     **dict.fromkeys(("available", "stable", "champion", "intact"), "green"),
-    **dict.fromkeys(("running", "canary", "fleet", "instructed", "downloading", "probation", "recruiting"), "cyan"),
+    **dict.fromkeys(("running", "canary", "fleet", "instructed", "recruiting"), "cyan"),
+    **dict.fromkeys(("need", "downloading", "probation"), "cyan"),
     **dict.fromkeys(("queued", "pending", "built", "warn", "suspect", "rolling_back", "proposed"), "yellow"),
     **dict.fromkeys(("failed", "rejected", "rolled_back", "quarantined", "act", "critical", "drift", "broken"), "red"),
     **dict.fromkeys(("offline", "dismissed", "aborted", "withdrawn", "revoked", "declined"), "dim"),

@@ -158,6 +158,8 @@ def _show(report: Report) -> None:
         )
     if report.devices:
         console.print(f"devices: {report.devices['online']} of {report.devices['enrolled']} online", highlight=False)
+    for wait in report.runtime.waits if report.runtime is not None else ():
+        console.print(f"  [yellow]…[/] {wait.replace('[', chr(92) + '[')}", highlight=False)
     if report.runtime is not None and report.runtime.controllers:
         table = Table(box=None, pad_edge=False)
         for title in ("controller", "steps", "failures", "last step took"):

@@ -41,20 +41,30 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on (first start: 127.0.0.1).")] = None,
     api_port: Annotated[int | None, typer.Option(min=1, max=65535, help="REST API and console.")] = None,
     grpc_port: Annotated[int | None, typer.Option(min=1, max=65535, help="gRPC API.")] = None,
-    broker_port: Annotated[int | None, typer.Option(min=1, max=65535, help="MQTT broker.")] = None,
+    broker_port: Annotated[int | None, typer.Option(min=1, max=65535, help="MQTT broker, loopback.")] = None,
+    broker_tls_port: Annotated[int | None, typer.Option(min=1, max=65535, help="MQTT, control of devices.")] = None,
+    broker_data_port: Annotated[int | None, typer.Option(min=1, max=65535, help="MQTT, data of devices.")] = None,
+    device_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Device API.")] = None,
     superlink_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Flower SuperLink.")] = None,
+    public_name: Annotated[
+        list[str] | None, typer.Option(help="Name or address by which devices reach this machine; may be repeated.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when everything is ready.")] = False,
 ) -> None:
     """Start the control plane and keep it running until Ctrl-C or SIGTERM.
 
-    The first start chooses free ports and makes keys, passwords and the administrator's token. Later starts on the
-    same directory keep them; an option given again is written down and kept from then on.
+    The first start chooses free ports and makes keys, certificates, passwords and the administrator's token. Later
+    starts on the same directory keep them; an option given again is written down and kept from then on.
     """
     wished: dict[str, Any] = {
         "host": host,
         "api_port": api_port,
         "grpc_port": grpc_port,
+        "public_names": public_name or None,
         "broker_port": broker_port,
+        "broker_tls_port": broker_tls_port,
+        "broker_data_port": broker_data_port,
+        "device_port": device_port,
         "superlink_port": superlink_port,
     }
     changes = {name: value for name, value in wished.items() if value is not None}
@@ -100,7 +110,7 @@ def run(
         broker.write_configuration(prepared.config, layout)
         database = Database(layout.database_url(prepared.config))
         try:
-            broker.publish_users(database, layout)
+            broker.publish_access(database, layout)
         finally:
             database.close()
         supervise(prepared, specs, as_json=as_json)
@@ -174,8 +184,9 @@ def _show(prepared: Prepared, state: TreeState) -> None:
     rows = [
         ("console", state.url),
         ("gRPC", state.grpc),
-        ("MQTT", state.broker),
-        ("", f"user operator, password in {layout.operator_password}"),
+        ("device API", state.device_api),
+        ("MQTT", f"{state.broker_tls} for devices, with certificates"),
+        ("", f"{state.broker} for user operator, password in {layout.operator_password}"),
         ("SuperLink", state.superlink),
         ("data", str(layout.root)),
         ("logs", str(layout.logs)),

@@ -1,4 +1,4 @@
-"""Answers devices that ask for chunks: validates, gathers, broadcasts or sends one by one, at a bounded pace.
+"""Answers devices that ask for chunks: validates, and publishes what the carousel decides, at a bounded pace.
 
 Invariants: nothing is read or sent for a request before it was checked against its topic and the stored file; at most
 :data:`IN_FLIGHT` messages are without the broker's acknowledgement; chunks are never retained and expire after
@@ -20,7 +20,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Protocol
 
-from skerry_contract.bitmap import decode_bitmap
 from skerry_contract.errors import WireError
 from skerry_contract.limits import CHUNK_BYTES, FILE_BYTES
 from skerry_contract.manifest import chunk_count
@@ -34,7 +33,7 @@ from skerry_contract.topics import (
 )
 from skerry_contract.v1.delivery_pb2 import Chunk, ChunkRefusal, ChunkRequest
 from skerry_contract.wire import parse_message
-from skerry_server.delivery.carousel import BusyError, Carousel, FileKey, Send
+from skerry_server.delivery.carousel import BusyError, Carousel, FileKey, Request, Send
 from skerry_server.errors import SkerryError
 
 log = logging.getLogger(__name__)
@@ -43,14 +42,21 @@ IN_FLIGHT = 16
 #: How long the broker keeps a chunk, and a refusal, for a device (seconds).
 EXPIRY_S = 60
 #: Requests that wait to be looked at; one that finds no room is asked again by its device.
-INBOX = 4_096
+INBOX = 16_384
 #: How long one step may send, and how long it waits for the broker's acknowledgement (seconds).
 STEP_S = 1.0
 ACKNOWLEDGE_S = 10.0
+#: How long a step waits for devices to say more while there is something to deliver (seconds).
+LISTEN_S = 0.02
 
 
 class Link(Protocol):
     """The part of the server's link that delivery uses."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to the broker."""
+        ...
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> Future[None]:
         """Send with QoS 1; the future is done at the broker's acknowledgement."""
@@ -102,12 +108,28 @@ class ChunkServer:
     name = "delivery"
     period_s = 0.05
 
-    def __init__(self, link: Link, artifacts: Artifacts, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Nothing happens before :meth:`start`."""
+    def __init__(
+        self,
+        link: Link,
+        artifacts: Artifacts,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        listen: Callable[[threading.Event, float], object] = threading.Event.wait,
+    ) -> None:
+        """Nothing happens before :meth:`start`.
+
+        Args:
+            link: To the broker.
+            artifacts: The files.
+            monotonic: Seconds.
+            listen: Waits for an event for some seconds at most.
+        """
         self._link = link
         self._artifacts = artifacts
         self._monotonic = monotonic
-        self._inbox: queue.Queue[tuple[str, ChunkRequest]] = queue.Queue(INBOX)
+        self._listen = listen
+        self._inbox: queue.Queue[tuple[FileKey, Request]] = queue.Queue(INBOX)
+        self._spoken = threading.Event()
         self._carousel = Carousel()
         self._flying: set[Future[None]] = set()
         self._lock = threading.Lock()
@@ -132,8 +154,12 @@ class ChunkServer:
             most = chunk_count(FILE_BYTES, chunk_bytes)
             if not 1 <= request.chunk_count <= most:
                 raise WireError("request.chunk_count", expected=f"1 to {most}", got=request.chunk_count)
-            decode_bitmap(request.missing_bitmap, request.chunk_count, field="request.missing_bitmap")
-            self._inbox.put_nowait((device_id, request))
+            missing = _bits(request.missing_bitmap, request.chunk_count)
+            said = Request(
+                device_id, missing, request.chunk_count, window=request.window, quiet_s=request.quiet_ms / 1000
+            )
+            self._inbox.put_nowait((FileKey(request.file_sha256.hex(), chunk_bytes), said))
+            self._spoken.set()
         except WireError as error:
             with self._lock:
                 self.counters.malformed += 1
@@ -145,30 +171,31 @@ class ChunkServer:
         """Look at new requests and send for at most about a second."""
         until = self._monotonic() + STEP_S
         self._admit()
-        while self._monotonic() < until:
+        while not self._carousel.idle and self._link.connected and self._monotonic() < until:
             self._reap(block=len(self._flying) >= IN_FLIGHT)
-            sends = self._carousel.take(IN_FLIGHT - len(self._flying), self._monotonic())
-            if not sends and len(self._flying) < IN_FLIGHT:
-                break
+            room = IN_FLIGHT - len(self._flying)
+            sends = self._carousel.take(room, self._monotonic())
             for send in sends:
                 self._send(send)
+            if room and not sends:
+                self._listen(self._spoken, LISTEN_S)
             self._admit()
+        self._reap(block=False)
 
     def _admit(self) -> None:
+        self._spoken.clear()
         while True:
             try:
-                device_id, request = self._inbox.get_nowait()
+                file, request = self._inbox.get_nowait()
             except queue.Empty:
                 return
-            file = FileKey(request.file_sha256.hex(), request.chunk_bytes or CHUNK_BYTES)
             try:
                 count = chunk_count(self._artifacts.size(file.sha256_hex), file.chunk_bytes)
-                if count != request.chunk_count:
-                    raise WireError("request.chunk_count", expected=str(count), got=request.chunk_count)
-                missing = decode_bitmap(request.missing_bitmap, count)
-                self._carousel.want(file, device_id, missing, self._monotonic())
+                if count != request.count:
+                    raise WireError("request.chunk_count", expected=str(count), got=request.count)
+                self._carousel.want(file, request, self._monotonic())
             except (SkerryError, WireError, BusyError) as error:
-                self._refuse(device_id, request.file_sha256, str(error))
+                self._refuse(request.device_id, bytes.fromhex(file.sha256_hex), str(error))
 
     def _send(self, send: Send) -> None:
         try:
@@ -179,7 +206,12 @@ class ChunkServer:
             return
         digest = send.file.sha256_hex
         chunk = Chunk(
-            file_sha256=bytes.fromhex(digest), index=send.index, data=data, sha256=hashlib.sha256(data).digest()
+            file_sha256=bytes.fromhex(digest),
+            index=send.index,
+            data=data,
+            sha256=hashlib.sha256(data).digest(),
+            report_below=send.report_below,
+            report_every=send.report_every,
         )
         topic = bulk_topic(digest) if send.device_id is None else device_bulk_topic(send.device_id, digest)
         self._publish(topic, chunk.SerializeToString())
@@ -211,3 +243,17 @@ class ChunkServer:
         for future in finished:
             if not future.cancelled() and (error := future.exception()) is not None:
                 log.warning("a chunk could not be published: %s", error)
+
+
+def _bits(missing_bitmap: bytes, count: int) -> int:
+    """The bitmap as an integer; raises WireError if its size or a bit is wrong."""
+    if len(missing_bitmap) != -(-count // 8):
+        raise WireError(
+            "request.missing_bitmap",
+            expected=f"{-(-count // 8)} bytes for {count} chunks",
+            got=f"{len(missing_bitmap)} bytes",
+        )
+    bits = int.from_bytes(missing_bitmap, "little")
+    if bits >> count:
+        raise WireError("request.missing_bitmap", expected=f"bits below {count}", got=f"bit {bits.bit_length() - 1}")
+    return bits

@@ -1,6 +1,6 @@
 """Job kind "candidate": from parameters to a verdict.
 
-Payload ``{"candidate_id"}``, result ``{"candidate_id", "state", "bundle_sha256", "mlflow_model_version"}``. Four steps,
+Payload ``{"candidate_id"}``, result ``{"candidate_id", "state", "bundle_sha256", "mlflow_model_version"}``. Five steps,
 each with one commit at its end and nothing to do when that is there already: a job that is killed anywhere and run
 again goes on where it stood, and makes one bundle, one model version and one verdict.
 
@@ -35,7 +35,9 @@ from skerry_server.store.tables import Candidate, Job
 
 if TYPE_CHECKING:
     from skerry_models.kept_step import TrainStep
+    from skerry_models.quantise import QuantisedGraphs
     from skerry_models.task import Dataset
+    from skerry_server.releases.deltas import Base
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ def build(job: JobContext, candidate_id: str) -> None:
     folder = job.folder / "bundle"
     shutil.rmtree(folder, ignore_errors=True)
     parent = _parent_folder(job, candidate)
+    earlier = _deployed(job, candidate)
     report = build_bundle(
         task,
         state,
@@ -99,6 +102,7 @@ def build(job: JobContext, candidate_id: str) -> None:
         lineage=_lineage(candidate, central=central, holdout=holdout),
         parent_edges=_parent_edges(parent),
         parent_step=_parent_step(parent),
+        parent_quantised=_quantised(job, earlier[0]) if earlier else None,
     )
     sha256 = job.context.artifacts.put_bundle(folder)
     with job.context.database.transaction() as session:
@@ -123,6 +127,24 @@ def compare(job: JobContext, candidate_id: str) -> None:
         row = get_candidate(session, candidate_id)
         row.gates = {"gates": [{name: _plain(value) for name, value in asdict(gate).items()} for gate in results]}
         row.metrics = {**row.metrics, **{CHAMPION_PREFIX + name: value for name, value in (champion or {}).items()}}
+
+
+def subtract(job: JobContext, candidate_id: str) -> None:
+    """Make the deltas of a candidate that passed its gates; write what they measure.
+
+    Before the verdict: whoever publishes a passed candidate finds them there.
+    """
+    candidate = _read(job, candidate_id)
+    if candidate.deltas or failed_gates(candidate):
+        return
+    from skerry_server.releases.deltas import make_deltas
+
+    deltas = make_deltas(job.context.artifacts, candidate.bundle_sha256, _deployed(job, candidate))
+    with job.context.database.transaction() as session:
+        get_candidate(session, candidate_id).deltas = deltas
+    for path, entries in deltas["files"].items():
+        sizes = ", ".join(f"{entry['size']} of {entry['file_size']}" for entry in entries)
+        log.info("candidate %s: delta of %s: %s bytes", candidate_id, path, sizes)
 
 
 def register(job: JobContext, candidate_id: str) -> None:
@@ -178,7 +200,7 @@ def decide(job: JobContext, candidate_id: str) -> None:
 
 
 #: The steps of the job, in order.
-STEPS: tuple[Step, ...] = (build, compare, register, decide)
+STEPS: tuple[Step, ...] = (build, compare, subtract, register, decide)
 
 
 def on_failure(session: Session, job: Job) -> None:
@@ -216,6 +238,26 @@ def _parent_folder(job: JobContext, candidate: Candidate) -> Path | None:
     with job.context.database.reading() as session:
         parent = get_release(session, candidate.parent_release)
     return job.context.artifacts.bundle_folder(parent.bundle_sha256)
+
+
+def _deployed(job: JobContext, candidate: Candidate) -> list[Base]:
+    """Releases that devices probably have when this candidate reaches them: the parent, then the champion."""
+    from skerry_server.registry.champions import champion
+    from skerry_server.releases.deltas import Base
+
+    with job.context.database.reading() as session:
+        parent = get_release(session, candidate.parent_release) if candidate.parent_release else None
+        releases = [release for release in (parent, champion(session, candidate.task)) if release is not None]
+    distinct = {release.id: release for release in releases}
+    return [Base(release.id, release.bundle_sha256) for release in distinct.values()]
+
+
+def _quantised(job: JobContext, release: Base) -> QuantisedGraphs:
+    """INT8 forms of an earlier release, whose scales the candidate keeps if it can."""
+    from skerry_models.quantise import INT8_QDQ, INT8_X86, QuantisedGraphs
+
+    folder = job.context.artifacts.bundle_folder(release.bundle_sha256)
+    return QuantisedGraphs((folder / INT8_QDQ).read_bytes(), (folder / INT8_X86).read_bytes())
 
 
 def _parent_edges(folder: Path | None) -> bytes | None:

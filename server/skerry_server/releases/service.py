@@ -7,7 +7,7 @@ stored before the rows that name them; a blob without a row harms nobody.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -26,7 +26,7 @@ from skerry_server.context import ServerContext
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError
 from skerry_server.jobs import queue
 from skerry_server.releases import candidate_machine
-from skerry_server.store.tables import Candidate, ChampionEntry, Release
+from skerry_server.store.tables import Candidate, ChampionEntry, Release, UpdateEventRow
 
 #: Where parameters come from.
 ORIGINS = ("central", "federated")
@@ -157,6 +157,7 @@ def publish(session: Session, context: ServerContext, candidate_id: str, actor: 
             "candidate_id": candidate_id,
             "task": release.task,
             "sequence": release.sequence,
+            "approved_version": release.approved_version,
             "bundle_sha256": release.bundle_sha256,
         },
     )
@@ -193,6 +194,45 @@ def withdraw(session: Session, release_id: str, *, actor: str, reason: str) -> R
     ledger.append(session, actor=actor, action="release.withdraw", subject=release_id, detail={"reason": reason})
     session.flush()
     return release
+
+
+def approve_for(session: Session, release_id: str, *, device_id: str, had: Iterable[str] = ()) -> None:
+    """Approve a release anew if the device has, wants or once committed one of its task that was approved later.
+
+    Devices refuse to go below what they have committed: going back takes a new approval with a higher number, which
+    the signed metadata then carry (see ``skerry_server.trust``). A release that is not there, or that is withdrawn, is
+    left as it is.
+
+    Args:
+        session: Open transaction.
+        release_id: What the device shall run.
+        device_id: Which device.
+        had: Releases that it has or was told to have.
+    """
+    release = session.get(Release, release_id)
+    if release is None or release.state != candidate_machine.AVAILABLE:
+        return
+    committed = sa.select(UpdateEventRow.release_id).where(
+        UpdateEventRow.device_id == device_id, UpdateEventRow.to_state == "committed"
+    )
+    above = session.scalar(
+        sa.select(sa.func.max(Release.approved_version)).where(
+            Release.task == release.task,
+            Release.id != release_id,
+            sa.or_(Release.id.in_([name for name in had if name]), Release.id.in_(committed)),
+        )
+    )
+    if int(above or 0) <= release.approved_version:
+        return
+    before, release.approved_version = release.approved_version, _next_approval(session, release.task)
+    ledger.append(
+        session,
+        actor="system",
+        action="release.approve",
+        subject=release_id,
+        detail={"version": release.approved_version, "before": before, "device": device_id},
+    )
+    session.flush()
 
 
 def get_candidate(session: Session, candidate_id: str) -> Candidate:
@@ -263,6 +303,7 @@ def _add_release(session: Session, context: ServerContext, candidate: Candidate)
     for _ in range(_SEQUENCE_ATTEMPTS):
         newest = session.scalar(sa.select(sa.func.max(Release.sequence)).where(Release.task == candidate.task))
         release = _signed_release(context, candidate, sequence=int(newest or 0) + 1)
+        release.approved_version = _next_approval(session, candidate.task)
         with contextlib.suppress(IntegrityError):
             with session.begin_nested():
                 session.add(release)
@@ -270,22 +311,35 @@ def _add_release(session: Session, context: ServerContext, candidate: Candidate)
     raise ConflictError(f"other releases of {candidate.task} are being published: publish {candidate.id} again")
 
 
+def _next_approval(session: Session, task: str) -> int:
+    """The number after that of every approval of a task; the newest row is held until the end of the transaction."""
+    newest = session.scalar(
+        sa.select(Release.approved_version)
+        .where(Release.task == task)
+        .order_by(Release.approved_version.desc())
+        .limit(1)
+        .with_for_update()
+    )
+    return int(newest or 0) + 1
+
+
 def _signed_release(context: ServerContext, candidate: Candidate, *, sequence: int) -> Release:
     from skerry_models.bundle import describe_release
     from skerry_models.task import load_task
+    from skerry_server.releases.deltas import add_deltas
 
     created_ms = now_ms()
     release_id = f"{candidate.task}-r{sequence}-{candidate.bundle_sha256[:8]}"
-    manifest = check_manifest(
-        describe_release(
-            context.artifacts.bundle_folder(candidate.bundle_sha256),
-            release_id=release_id,
-            sequence=sequence,
-            task=load_task(candidate.task),
-            parent=candidate.parent_release,
-            now_ms=created_ms,
-        )
+    manifest = describe_release(
+        context.artifacts.bundle_folder(candidate.bundle_sha256),
+        release_id=release_id,
+        sequence=sequence,
+        task=load_task(candidate.task),
+        parent=candidate.parent_release,
+        now_ms=created_ms,
     )
+    add_deltas(manifest, candidate.deltas, context.artifacts)
+    check_manifest(manifest)
     if manifest.bundle_sha256.hex() != candidate.bundle_sha256:
         raise RuntimeError(f"the manifest of {candidate.id} describes bundle {manifest.bundle_sha256.hex()}")
     payload = manifest.SerializeToString(deterministic=True)

@@ -1,7 +1,9 @@
-"""The key that signs releases and desired states: one Ed25519 key in one file, made once.
+"""The key that signs releases and desired states: one Ed25519 key in one file, replaced when it is rotated.
 
 The file is PKCS #8 PEM (RFC 8410), owner-only. It appears whole or not at all, and of two processes that make it at
-the same moment both end up with the same key. Callers see only :class:`skerry_contract.signing.EnvelopeSigner`.
+the same moment both end up with the same key. A signer looks at the file before every signature, so that a rotation
+reaches every running process. Which keys devices trust is said by the signed metadata (``skerry_server.trust``), not
+here. Callers see only :class:`skerry_contract.signing.EnvelopeSigner`.
 """
 
 from __future__ import annotations
@@ -21,9 +23,47 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from skerry_contract.signing import Ed25519Signer
+from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_server.config import ServerLayout
 from skerry_server.errors import PlatformError
-from skerry_server.files import sync_folder, write_new
+from skerry_server.files import sync_folder, write_atomically, write_new
+
+
+class KeyFileSigner:
+    """Signs with the key that lies in a file now."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the key.
+
+        Raises:
+            PlatformError: The file is readable by others, is no Ed25519 key, or cannot be read.
+        """
+        self._path = path
+        self._read: tuple[tuple[int, int, int], Ed25519Signer] | None = None
+        self._current()
+
+    @property
+    def public_key(self) -> bytes:
+        """The raw public key, 32 bytes; raises PlatformError like the constructor."""
+        return self._current().public_key
+
+    def sign(self, kind: str, payload: bytes) -> SignedEnvelope:
+        """See :class:`skerry_contract.signing.EnvelopeSigner`; raises PlatformError like the constructor."""
+        return self._current().sign(kind, payload)
+
+    def _current(self) -> Ed25519Signer:
+        try:
+            status = self._path.stat()
+            seen = (status.st_ino, status.st_mtime_ns, status.st_mode)
+            read = self._read
+            if read is None or read[0] != seen:
+                read = self._read = (seen, Ed25519Signer(_load(self._path)))
+        except OSError as error:
+            raise PlatformError(
+                f"the signing key {self._path} cannot be read ({error.strerror})",
+                remedy="make it readable for skerry, or restore it from your backup",
+            ) from error
+        return read[1]
 
 
 def signing_key_path(layout: ServerLayout) -> Path:
@@ -31,7 +71,7 @@ def signing_key_path(layout: ServerLayout) -> Path:
     return layout.keys / "release-signing.pem"
 
 
-def load_or_create_key(layout: ServerLayout) -> Ed25519Signer:
+def load_or_create_key(layout: ServerLayout) -> KeyFileSigner:
     """The signer of this control plane; the first call makes its key.
 
     Raises:
@@ -41,17 +81,33 @@ def load_or_create_key(layout: ServerLayout) -> Ed25519Signer:
     try:
         if not path.exists():
             _create(path)
-        return Ed25519Signer(_load(path))
+        return KeyFileSigner(path)
     except OSError as error:
         raise PlatformError(
             f"the signing key {path} cannot be used ({error.strerror})", remedy="make its folder writable for skerry"
         ) from error
 
 
+def rotate_key(layout: ServerLayout) -> KeyFileSigner:
+    """Replace the key by a new one; the old one is gone.
+
+    Raises:
+        OSError: The file cannot be written; the old key stays.
+    """
+    path = signing_key_path(layout)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(path, _new_key(), mode=0o600)
+    return KeyFileSigner(path)
+
+
+def _new_key() -> bytes:
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
-    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem = _new_key()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         write_new(temporary, pem, mode=0o600)

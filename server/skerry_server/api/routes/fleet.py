@@ -1,4 +1,4 @@
-"""Enrolment, devices and cohorts."""
+"""Enrolment tokens, devices and cohorts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from sqlalchemy.orm import Session
 
+from skerry_server import server_identity
 from skerry_server.api import documents as doc
 from skerry_server.api import queries, requests, views
 from skerry_server.api.dependencies import ACT, READ, SHOW, Context, Operator, Viewer
 from skerry_server.api.paging import fetch_page
 from skerry_server.clock import now_ms
-from skerry_server.fleet import service
+from skerry_server.fleet import enrollment, service
 from skerry_server.store.tables import Cohort, Device
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
@@ -21,29 +22,19 @@ DeviceId = Annotated[str, Path(description="Identifier of a device.")]
 CohortId = Annotated[str, Path(description="Identifier of a cohort; 'all' is every device.")]
 
 
-@router.post("/enroll", status_code=201, summary="Enrol a device", responses=ACT)
-def enroll(body: requests.EnrollRequest, context: Context) -> doc.EnrollmentDocument:
-    """The only call without an API token: the single-use enrolment token in the body is the secret."""
-    with context.database.transaction() as session:
-        enrollment = service.enroll(
-            session,
-            context,
-            token=body.token,
-            device_id=body.device_id,
-            device_class=body.device_class,
-            labels=body.labels,
-        )
-    return doc.EnrollmentDocument.model_validate(enrollment)
-
-
 @router.post("/enrollment-tokens", status_code=201, summary="Make an enrolment token", responses=ACT)
 def create_enrollment_token(
     body: requests.EnrollmentTokenRequest, context: Context, caller: Operator
 ) -> doc.EnrollmentTokenDocument:
     """The secret is in the answer and nowhere else. One device can enrol with it."""
     with context.database.transaction() as session:
-        token = service.create_enrollment_token(session, actor=caller.name, ttl_s=body.ttl_s, labels=body.labels)
-    return doc.EnrollmentTokenDocument(token=token, expires_ms=now_ms() + body.ttl_s * 1000, labels=body.labels)
+        token = enrollment.create_token(session, context, actor=caller.name, ttl_s=body.ttl_s, labels=body.labels)
+    return doc.EnrollmentTokenDocument(
+        token=token,
+        expires_ms=now_ms() + body.ttl_s * 1000,
+        labels=body.labels,
+        server=server_identity.device_api_url(context.config),
+    )
 
 
 @router.get("/devices", summary="List devices", responses=READ)
@@ -81,9 +72,9 @@ def set_labels(
 def revoke_device(
     device_id: DeviceId, body: requests.ReasonRequest, context: Context, caller: Operator
 ) -> doc.DeviceDocument:
-    """Its access ends; what it reported stays. It can be enrolled again with a fresh token."""
+    """Its certificate is refused and its sessions end; what it reported stays. A fresh token enrols it again."""
     with context.database.transaction() as session:
-        service.revoke(session, context, device_id, actor=caller.name, reason=body.reason)
+        enrollment.revoke(session, context, device_id, actor=caller.name, reason=body.reason)
         return _device(session, device_id)
 
 

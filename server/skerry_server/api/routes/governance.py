@@ -27,6 +27,7 @@ from skerry_server.audit import ledger
 from skerry_server.incidents import policies
 from skerry_server.incidents import service as incidents
 from skerry_server.store.tables import Incident
+from skerry_server.trust import service as trust
 
 router = APIRouter(prefix="/v1", tags=["governance"])
 
@@ -94,6 +95,12 @@ def get_report(incident_id: IncidentId, context: Context, caller: Viewer) -> Res
         queries.find(session, Incident, incident_id, kind="incident")
         page = reports.read(session, context, incident_id)
     return HTMLResponse(page, headers={"content-security-policy": reports.SANDBOX})
+
+
+@router.get("/trust", summary="Show the keys and the signed metadata", responses=READ)
+def get_trust(context: Context, caller: Viewer) -> oversight.TrustDocument:
+    """What `skerry keys status` shows: every role, its keys, and until when its metadata hold."""
+    return oversight.TrustDocument.model_validate(trust.status(context.layout, context.config.trust).as_dict())
 
 
 @router.get("/policies", summary="List policies", responses=READ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -35,6 +36,14 @@ def _p99(row: Document) -> str:
     return f"{latency / 1000:.2f} ms" if latency else ""
 
 
+def _certificate(row: Document) -> str:
+    """How long the certificate lasts."""
+    left_ms = row["certificate_not_after_ms"] - int(time.time() * 1000)
+    if row["revoked"] or not row["certificate_not_after_ms"]:
+        return ""
+    return f"{left_ms // 86_400_000} d" if left_ms > 0 else "ended"
+
+
 _DEVICE: Fields = {
     "device": lambda row: row["id"],
     "presence": presence,
@@ -45,6 +54,7 @@ _DEVICE: Fields = {
     "labelled": lambda row: row["labelled_samples"],
     "accuracy": lambda row: percent(row["accuracy"] and row["accuracy"]["value"]),
     "p99": _p99,
+    "certificate": _certificate,
 }
 _DEVICE_DETAILS: Fields = {
     **_DEVICE,
@@ -57,6 +67,7 @@ _DEVICE_DETAILS: Fields = {
     "detail": lambda row: row["update_detail"],
     "stays out of campaigns": lambda row: row["ineligible_reason"],
     "enrolled": lambda row: moment(row["enrolled_ms"]),
+    "certificate ends": lambda row: moment(row["certificate_not_after_ms"]),
 }
 _COHORT: Fields = {
     "name": lambda row: row["name"],
@@ -113,6 +124,11 @@ def revoke_device(shell: Shell, device_id: DeviceId, reason: Reason = "") -> Non
     shell.out.details(document, _DEVICE_DETAILS)
 
 
+def enroll_command(row: Document) -> str:
+    """What to type on the device."""
+    return f"skerry-agent enroll --server {row['server']} --token {row['token']} --device-id NAME"
+
+
 @command(device, "token", example="skerry device token --ttl 600 --label site=north")
 def enrollment_token(
     shell: Shell,
@@ -122,15 +138,18 @@ def enrollment_token(
     """Make a single-use enrolment token. The secret is printed once."""
     body = {"ttl_s": ttl, "labels": parse_pairs(label, option="--label")}
     document = shell.api.post("enrollment-tokens", body=body)
+    document = document | {"command": enroll_command(document)}
     shell.out.details(
         document,
         {
             "token": lambda row: row["token"],
             "expires": lambda row: moment(row["expires_ms"]),
             "labels": lambda row: pairs(row["labels"]),
-            "use it": lambda row: f"skerry-agent enroll --server {shell.api.url} --token ... --device-id NAME",
         },
     )
+    if not shell.out.as_json:
+        shell.out.say("on the device:")
+        shell.out.say(document["command"])
 
 
 @command(cohort, "list", example="skerry cohort list")
