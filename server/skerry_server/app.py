@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from skerry_server.broker import BrokerUsersController
+from skerry_server.broker import BrokerAccessController
 from skerry_server.context import ServerContext
 from skerry_server.controllers import ControllerRunner
 from skerry_server.delivery.chunk_server import ChunkServer
 from skerry_server.delivery.desired import DesiredPublisher
+from skerry_server.delivery.reconnects import fleet_spread_ms
 from skerry_server.federation.controller import CampaignController
+from skerry_server.federation.node_keys import node_keys_controller
 from skerry_server.fleet.reported import DeviceStateListener
 from skerry_server.incidents.controller import IncidentController
 from skerry_server.jobs.runner import JobRunner
@@ -19,6 +22,7 @@ from skerry_server.monitoring.controller import DriftController
 from skerry_server.monitoring.ingest import UplinkIngest
 from skerry_server.rollouts.controller import RolloutController
 from skerry_server.tally import Tally
+from skerry_server.trust.publisher import TrustPublisher
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Runtime:
         link: Connection to the broker.
         runner: Threads of the controllers.
         tally: Counts of messages from devices.
+        waits: What is held back and why, a sentence each.
     """
 
     link: ServerLink
     runner: ControllerRunner
     tally: Tally
+    waits: Callable[[], list[str]]
 
     def start(self) -> None:
         """Connect and start every controller."""
@@ -58,10 +64,18 @@ def build_runtime(context: ServerContext) -> Runtime:
     link = open_link(context.config, context.layout, role="runtime")
     device_state = DeviceStateListener(context.database, link, tally)
     uplink = UplinkIngest(context.database, link, tally)
-    desired = DesiredPublisher(context.database, link, context.signer)
+    trust = TrustPublisher(context.database, link, context.layout, context.config.trust, context.signer)
+    desired = DesiredPublisher(
+        context.database,
+        link,
+        context.signer,
+        trust,
+        spread_ms=lambda session: fleet_spread_ms(session, context.config),
+    )
     chunks = ChunkServer(link, context.artifacts)
     device_state.start()
     uplink.start()
+    trust.start()  # before desired states: it forgets first what a broken connection had published
     desired.start()
     chunks.start()
     jobs = JobRunner(context)
@@ -69,10 +83,12 @@ def build_runtime(context: ServerContext) -> Runtime:
         [
             device_state,
             uplink,
+            trust,
             desired,
             chunks,
-            BrokerUsersController(context.database, context.layout),
+            BrokerAccessController(context.database, context.config, context.layout),
             jobs,
+            node_keys_controller(context),
             CampaignController(context, link),
             RolloutController(context),
             DriftController(context),
@@ -80,4 +96,4 @@ def build_runtime(context: ServerContext) -> Runtime:
         ],
         at_end={jobs.name: jobs.stop},
     )
-    return Runtime(link=link, runner=runner, tally=tally)
+    return Runtime(link=link, runner=runner, tally=tally, waits=desired.waits)

@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from skerry_contract.signing import EnvelopeSigner
 from skerry_server.config import ServerConfig, ServerLayout, load_config
 from skerry_server.releases.artifacts import ArtifactStore
-from skerry_server.releases.signing import load_or_create_key
+from skerry_server.releases.signing import KeyFileSigner, load_or_create_key
 from skerry_server.store.database import Database
 
 
@@ -33,7 +32,7 @@ class ServerContext:
     layout: ServerLayout
     database: Database
     artifacts: ArtifactStore
-    signer: EnvelopeSigner
+    signer: KeyFileSigner
 
     def close(self) -> None:
         """Give the connections back."""

@@ -1,7 +1,10 @@
-"""Flower's SuperLink as a child process: its command line, environment and health.
+"""Flower's SuperLink as a child process: its command line, environment, health, and who may ask it for what.
 
-Since flwr 1.40 the Fleet API (nodes), the Runtime API (server apps) and the Control API (``flwr run``) are HTTP on one
-listener; their gRPC forms are not started.
+Since flwr 1.40 the Fleet API (nodes), the Runtime API (server apps) and the Control API (``flwr run``, ``flwr supernode
+register``) are HTTP on one listener. That listener speaks TLS with the certificate of the control plane, and refuses a
+node whose key is not registered. Control and Runtime API have no authentication of their own, so
+:mod:`skerry_server.federation.superlink_process` asks for the operator's secret in front of them: without it a revoked
+device could register itself again.
 
 ``--isolation process``: the SuperLink starts no SuperExec and no process of its own for a run; the campaign job asks
 for its task itself (:mod:`skerry_server.federation.flower`). flwr is not imported here: the process is told everything
@@ -10,39 +13,86 @@ by arguments and environment.
 
 from __future__ import annotations
 
-import os
-import shutil
+import importlib.util
+import secrets
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from skerry_server import ports
 from skerry_server.config import ServerConfig, ServerLayout
 from skerry_server.errors import PlatformError
+from skerry_server.files import write_atomically
 
 #: Name of the SuperLink among the supervised processes.
 PROCESS_NAME = "superlink"
 #: Path of the health check on its port.
 HEALTH_PATH = "/health"
+#: Header with the operator's secret.
+SECRET_HEADER = "x-skerry-operator"  # noqa: S105 - a header's name
 
 
-def find_superlink() -> Path:
-    """Where ``flower-superlink`` is: beside this Python, or on the path.
+@dataclass(frozen=True)
+class SuperLinkAccess:
+    """How a process of the control plane reaches the SuperLink.
+
+    Attributes:
+        address: host:port, a name in the server's certificate.
+        authority: File with the certificate of the authority that vouches for it.
+        secret: File with the operator's secret.
+    """
+
+    address: str
+    authority: Path
+    secret: Path
+
+
+def check_installed() -> None:
+    """Pass if flwr is there; raises PlatformError."""
+    if importlib.util.find_spec("flwr") is None:
+        raise PlatformError("Flower is not installed", remedy="run `pip install 'skerry[server]'`")
+
+
+def access(config: ServerConfig, layout: ServerLayout) -> SuperLinkAccess:
+    """How the processes of this data directory reach its SuperLink."""
+    address = ports.join(ports.connect_address(config.host), config.superlink_port)
+    return SuperLinkAccess(address, layout.authority_certificate, secret_file(layout))
+
+
+def secret_file(layout: ServerLayout) -> Path:
+    """Where the operator's secret is."""
+    return layout.keys / "superlink-operator-secret"
+
+
+def ensure_secret(path: Path) -> str:
+    """The operator's secret; made if there is none. Only the SuperLink's own process makes it, before it listens.
 
     Raises:
-        PlatformError: It is not installed.
+        OSError: It cannot be read or written.
     """
-    beside = Path(sys.executable).with_name("flower-superlink")
-    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("flower-superlink")
-    if found is None:
-        raise PlatformError("flower-superlink is not installed", remedy="run `pip install 'skerry[server]'`")
-    return Path(found)
+    if path.exists() and (secret := path.read_text().strip()):
+        return secret
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret = secrets.token_urlsafe(32)
+    write_atomically(path, (secret + "\n").encode())
+    return secret
 
 
-def command(program: Path, config: ServerConfig, layout: ServerLayout) -> list[str]:
-    """The command line. Without TLS: the listener is on the address of the control plane, loopback by default."""
+def command(config: ServerConfig, layout: ServerLayout) -> list[str]:
+    """The command line of the process."""
     return [
-        str(program),
-        "--insecure",
+        sys.executable,
+        "-m",
+        "skerry_server.federation.superlink_process",
+        str(secret_file(layout)),
+        "--ssl-ca-certfile",
+        str(layout.authority_certificate),
+        "--ssl-certfile",
+        str(layout.server_certificate),
+        "--ssl-keyfile",
+        str(layout.server_key),
+        "--enable-supernode-auth",
         "--host",
         config.host,
         "--port",
@@ -56,7 +106,7 @@ def command(program: Path, config: ServerConfig, layout: ServerLayout) -> list[s
 
 
 def environment(layout: ServerLayout, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment: no telemetry, no look at the internet for updates, files below the data directory.
+    """The environment: no telemetry, no look at the internet, nothing installed, files below the data directory.
 
     Args:
         layout: Paths of the data directory.
@@ -66,4 +116,5 @@ def environment(layout: ServerLayout, inherited: Mapping[str, str]) -> dict[str,
         "FLWR_HOME": str(layout.superlink),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from skerry_models.task import HOLDOUT
-from skerry_server import ports
+from skerry_server import superlink
 from skerry_server.context import ServerContext
 from skerry_server.errors import ConflictError, RequestError
 from skerry_server.federation.campaign_machine import RUNNING
@@ -51,11 +51,11 @@ def run(job: JobContext) -> dict[str, Any]:
     context = job.context
     plan, strategy_name = load_plan(context, str(job.payload["campaign_id"]))
     journal = CampaignJournal(context.database, context.artifacts, plan.campaign_id, job.folder / "updates")
-    address = ports.join(ports.connect_address(context.config.host), context.config.superlink_port)
+    access = superlink.access(context.config, context.layout)
 
     @contextmanager
     def open_exchange() -> Iterator[Exchange]:
-        with FlowerRun(address, lock=context.layout.superlink / "submit.lock") as exchange:
+        with FlowerRun(access, lock=context.layout.superlink / "submit.lock") as exchange:
             _set_column(context, plan.campaign_id, flower_run_id=str(exchange.run_id))
             yield exchange
             exchange.complete()

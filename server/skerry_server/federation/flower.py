@@ -1,4 +1,5 @@
-"""Flower on the server's side; with it only :mod:`strategies` imports flwr (1.41.0, pinned).
+"""A campaign's Flower run. flwr (1.41.0, pinned) is imported here, by its siblings :mod:`flower_client` (connection),
+:mod:`flower_nodes` (registered keys) and :mod:`superlink_process`, and by :mod:`strategies`; nowhere else.
 
 A campaign's process *is* the ServerApp process of a Flower run: it submits the run through the Control API, claims the
 run's task through the Runtime API, keeps it alive by heartbeats and exchanges messages until it reports the end. For
@@ -62,11 +63,13 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_objects,
 )
-from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from skerry_contract.campaign import BULK_RECORD, BULK_TYPE, INLINE_BYTES, RECORD, REFUSED, Scalar
 from skerry_server.federation.exchange import Broadcast, ExchangeLostError, Reply, ReplyError
+from skerry_server.federation.flower_client import open_client
+from skerry_server.superlink import SuperLinkAccess
 
 logger = logging.getLogger(__name__)
 
@@ -156,23 +159,23 @@ def _unpack(content: Any) -> dict[str, Any]:
 class FlowerRun:
     """One Flower run, submitted and owned by this process: an :class:`~skerry_server.federation.exchange.Exchange`.
 
-    >>> with FlowerRun("127.0.0.1:9092", lock=Path("superlink/submit.lock")) as run:  # doctest: +SKIP
+    >>> with FlowerRun(superlink.access(config, layout), lock=Path("submit.lock")) as run:  # doctest: +SKIP
     ...     run.nodes()
     {1739274928374}
     """
 
-    def __init__(self, address: str, *, lock: Path, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, access: SuperLinkAccess, *, lock: Path, patience_s: float = PATIENCE_S) -> None:
         """Submit a run and claim it.
 
         Args:
-            address: host:port of the SuperLink.
+            access: The SuperLink, and what shows that this process may ask it.
             lock: File that keeps other campaigns of this machine from claiming this run's task.
             patience_s: See :data:`PATIENCE_S`.
 
         Raises:
             ExchangeLostError: The SuperLink cannot be reached, or does not give the task out.
         """
-        self._address = address
+        self._access = access
         self._patience_s = patience_s
         with _exclusive(lock):
             self.run_id, token = self._submit()
@@ -183,13 +186,11 @@ class FlowerRun:
         self._call(lambda: self._client.PullTaskInput(PullTaskInputRequest()))
         self._heart = threading.Thread(target=self._beat, name="flower-task-heartbeat", daemon=True)
         self._heart.start()
-        logger.info("Flower run %d at %s", self.run_id, address)
+        logger.info("Flower run %d at %s", self.run_id, access.address)
 
     def _runtime_client(self, token: str | None) -> Any:
-        interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")]
-        if token is not None:
-            interceptors.append(RuntimeTokenHttpInterceptor(token=token))
-        return RuntimeHttpClient.from_server_address(self._address, True, None, interceptors=interceptors)
+        interceptors = [] if token is None else [RuntimeTokenHttpInterceptor(token=token)]
+        return self._call(lambda: open_client(RuntimeHttpClient, self._access, interceptors=interceptors))
 
     def _call(self, action: Callable[[], R]) -> R:
         return _persist(action, patience_s=self._patience_s)
@@ -198,9 +199,8 @@ class FlowerRun:
         """Start a run and claim its task; ends the tasks of campaigns that died between the two."""
         bundle = _app_bundle()
         fab = Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle)
-        version = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
         with (
-            ControlHttpClient.from_server_address(self._address, True, None, interceptors=[version]) as control,
+            self._call(lambda: open_client(ControlHttpClient, self._access)) as control,
             self._runtime_client(None) as runtime,
         ):
             run_id = int(self._call(lambda: control.StartRun(StartRunRequest(fab=fab))).run_id)
@@ -215,7 +215,7 @@ class FlowerRun:
                 else:
                     time.sleep(_RETRY_FIRST_S)
         raise ExchangeLostError(
-            f"the SuperLink at {self._address} did not give out the task of run {run_id}; it must run with "
+            f"the SuperLink at {self._access.address} did not give out the task of run {run_id}; it must run with "
             "--isolation process"
         )
 

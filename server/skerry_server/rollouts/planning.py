@@ -8,7 +8,8 @@ never hold a rollout for ever:
 * in the *fleet* stage a device that has been away for :attr:`GateLimits.offline_grace_ms` is left as instructed: it
   takes the release when it returns, and its row follows it then.
 
-An online device that is silent until the deadline counts as failed.
+An online device that is silent until the deadline counts as failed. One that says that it *needs* something from
+outside (its maintenance window, another network, free space) is waited for until then, and is left as instructed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 #: Update states in which a device is on its way from one release to another.
-MOVING = frozenset({"downloading", "verifying", "staging", "proving", "activating", "probation"})
+MOVING = frozenset({"need", "downloading", "verifying", "staging", "proving", "activating", "probation"})
+#: Update state of a device that waits for something that is not its work.
+NEEDS = "need"
 #: Update states that say that the device refused the release.
 REFUSED = frozenset({"rolled_back", "quarantined"})
 
@@ -62,6 +65,7 @@ class DeviceView:
         health_release: Release of its last health report.
         requests: Requests in that report.
         errors: Errors in that report.
+        detail: Why its row is in its state.
     """
 
     device_id: str
@@ -77,6 +81,7 @@ class DeviceView:
     health_release: str = ""
     requests: int = 0
     errors: int = 0
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,17 +173,21 @@ def decide_stage(
     healthy = sum(view.state == "healthy" for view in views)
     failed = [view.device_id for view in views if view.state == "failed"]
     expired = now_ms >= started_ms + deadline_ms
-    silent = [view.device_id for view in views if view.state == "instructed" and view.online]
+    online = [view for view in views if view.state == "instructed" and view.online]
+    silent = [view.device_id for view in online if view.update_status != NEEDS]
+    needy = [view.device_id for view in online if view.update_status == NEEDS]
     away = [view for view in views if view.state == "instructed" and not view.online]
     if expired:
         failed += silent
         silent = []
     allowed = limits.canary_failed if stage == "canary" else math.floor(limits.fleet_failed_fraction * len(views))
     if len(failed) > allowed:
-        reason = f"{len(failed)} of {len(views)} {stage} devices failed, allowed {allowed}: {_names(failed)}"
+        first = next((view for view in views if view.device_id in failed and view.detail), None)
+        why = f" ({first.device_id}: {first.detail})" if first else ""
+        reason = f"{len(failed)} of {len(views)} {stage} devices failed, allowed {allowed}: {_names(failed)}{why}"
         return GateDecision(Gate.FAIL, reason)
-    if silent:
-        return GateDecision(Gate.WAIT, f"{healthy} of {len(views)} healthy; waits for {_names(silent)}")
+    if silent or (needy and not expired):
+        return GateDecision(Gate.WAIT, f"{healthy} of {len(views)} healthy; waits for {_names([*silent, *needy])}")
     if stage == "canary":
         if away and not expired:
             names = _names([view.device_id for view in away])
@@ -191,6 +200,7 @@ def decide_stage(
             names = _names([view.device_id for view in fresh])
             return GateDecision(Gate.WAIT, f"{healthy} of {len(views)} healthy; waits a little for {names} (offline)")
     left = f"; left as instructed: {_names([view.device_id for view in away])} (offline)" if away else ""
+    left += f"; left as instructed: {_names(needy)} (they need something)" if needy else ""
     lost = f"; failed: {_names(failed)}" if failed else ""
     return GateDecision(Gate.ADVANCE, f"{healthy} of {len(views)} {stage} devices healthy{lost}{left}")
 

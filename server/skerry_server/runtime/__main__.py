@@ -39,6 +39,7 @@ def main(data_dir: Path) -> int:
                     broker_error=runtime.link.last_error,
                     controllers=runtime.runner.statuses(),
                     counts=runtime.tally.counts(),
+                    waits=runtime.waits(),
                 )
             except OSError as error:  # a full disk: the controllers go on, `skerry status` sees an old file
                 log.error("run/controllers.json cannot be written: %s", error)

@@ -31,6 +31,7 @@ class RuntimeStatus:
         broker_error: Why it does not; empty if it does.
         controllers: Each controller.
         counts: Messages from devices by outcome, since the process started.
+        waits: What is held back and why, a sentence each.
     """
 
     pid: int
@@ -39,6 +40,7 @@ class RuntimeStatus:
     broker_error: str
     controllers: list[ControllerStatus] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    waits: list[str] = field(default_factory=list)
 
     def stale(self, at_ms: int) -> bool:
         """Whether it is too old to be believed."""
@@ -57,9 +59,12 @@ def write_runtime_status(
     broker_error: str,
     controllers: Sequence[ControllerStatus],
     counts: dict[str, int],
+    waits: Sequence[str] = (),
 ) -> None:
     """Replace the file."""
-    status = RuntimeStatus(os.getpid(), now_ms(), broker_connected, broker_error, list(controllers), counts)
+    status = RuntimeStatus(
+        os.getpid(), now_ms(), broker_connected, broker_error, list(controllers), counts, list(waits)
+    )
     write_atomically(status_path(layout), json.dumps(asdict(status)).encode())
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -137,14 +138,23 @@ def tcp_ready(host: str, port: int) -> Ready:
     return check
 
 
-def http_ready(url: str) -> Ready:
-    """Ready when a GET of ``url`` is answered with a status below 300."""
-    if not url.startswith("http://"):
-        raise ValueError(f"expected an http:// URL, got {url!r}")
+def http_ready(url: str, *, authority: Path | None = None) -> Ready:
+    """Ready when a GET of ``url`` is answered with a status below 300.
+
+    Args:
+        url: http:// or https://.
+        authority: For https, the certificate of the authority that vouches for the server; read at each check.
+
+    Raises:
+        ValueError: Another scheme, or https without an authority.
+    """
+    if not url.startswith("https://" if authority else "http://"):
+        raise ValueError(f"expected an http:// URL, or https:// with an authority, got {url!r}")
 
     def check(_pid: int) -> bool:
         try:
-            with urllib.request.urlopen(url, timeout=5.0) as answer:  # noqa: S310 - the scheme was checked
+            context = ssl.create_default_context(cafile=authority) if authority else None
+            with urllib.request.urlopen(url, timeout=5.0, context=context) as answer:  # noqa: S310 - it was checked
                 return int(answer.status) < 300
         except (OSError, urllib.error.URLError, ValueError):
             return False

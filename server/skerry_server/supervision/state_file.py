@@ -52,10 +52,12 @@ class TreeState:
         created_s: When it was started, seconds since 1970.
         url: Console and REST API.
         grpc: host:port of the gRPC API.
-        broker: host:port of MQTT.
+        broker: host:port of MQTT for the control plane and its operator, on loopback.
         superlink: host:port of the Flower SuperLink.
         ready: Whether every process has been ready.
         processes: The children.
+        broker_tls: host:port of MQTT for devices.
+        device_api: URL of the device API.
     """
 
     pid: int
@@ -66,6 +68,8 @@ class TreeState:
     superlink: str
     ready: bool = False
     processes: list[ProcessState] = field(default_factory=list)
+    broker_tls: str = ""
+    device_api: str = ""
 
     def alive(self) -> bool:
         """Whether the supervisor exists."""

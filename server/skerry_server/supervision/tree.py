@@ -18,6 +18,9 @@ PORTS: Mapping[str, tuple[str, str]] = {
     "api_port": ("the REST API and console", "--api-port"),
     "grpc_port": ("the gRPC API", "--grpc-port"),
     "broker_port": ("the MQTT broker", "--broker-port"),
+    "broker_tls_port": ("control connections of devices (MQTT)", "--broker-tls-port"),
+    "broker_data_port": ("data connections of devices (MQTT)", "--broker-data-port"),
+    "device_port": ("the device API", "--device-port"),
     "superlink_port": ("the Flower SuperLink", "--superlink-port"),
 }
 
@@ -25,28 +28,33 @@ PORTS: Mapping[str, tuple[str, str]] = {
 def check_ports(config: ServerConfig) -> None:
     """Pass if every port can be listened on; raises PlatformError that names the first one that cannot."""
     for name, (part, option) in PORTS.items():
-        ports.check_free(config.host, getattr(config, name), part=part, option=option)
+        host = broker.LOOPBACK if name == "broker_port" else config.host
+        ports.check_free(host, getattr(config, name), part=part, option=option)
 
 
 def children(config: ServerConfig, layout: ServerLayout) -> list[ChildSpec]:
     """The processes in the order of their start.
 
     Raises:
-        PlatformError: mosquitto or flower-superlink is not installed.
+        PlatformError: mosquitto or Flower is not installed.
     """
+    superlink.check_installed()
     host = ports.connect_address(config.host)
     inherited = dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
     return [
         ChildSpec(
             broker.PROCESS_NAME,
             broker.command(broker.find_mosquitto(), layout),
-            tcp_ready(host, config.broker_port),
+            tcp_ready(broker.LOOPBACK, config.broker_port),
             inherited,
         ),
         ChildSpec(
             superlink.PROCESS_NAME,
-            superlink.command(superlink.find_superlink(), config, layout),
-            http_ready(f"http://{ports.join(host, config.superlink_port)}{superlink.HEALTH_PATH}"),
+            superlink.command(config, layout),
+            http_ready(
+                f"https://{ports.join(host, config.superlink_port)}{superlink.HEALTH_PATH}",
+                authority=layout.authority_certificate,
+            ),
             superlink.environment(layout, inherited),
         ),
         ChildSpec(
@@ -73,7 +81,9 @@ def describe(config: ServerConfig) -> TreeState:
         created_s=0.0,
         url=f"http://{ports.join(host, config.api_port)}",
         grpc=ports.join(host, config.grpc_port),
-        broker=ports.join(host, config.broker_port),
+        broker=ports.join(broker.LOOPBACK, config.broker_port),
+        broker_tls=ports.join(host, config.broker_tls_port),
+        device_api=f"https://{ports.join(host, config.device_port)}",
         superlink=ports.join(host, config.superlink_port),
     )
 

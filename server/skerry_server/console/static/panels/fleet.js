@@ -4,7 +4,7 @@ import { h, s } from "../dom.js";
 import { age, count, latency, moment, percent, words } from "../format.js";
 import { identifier, nothing, panel, state } from "./panel.js";
 
-const BUSY = new Set(["downloading", "verifying", "staging", "proving", "activating", "probation"]);
+const BUSY = new Set(["need", "downloading", "verifying", "staging", "proving", "activating", "probation"]);
 const BROKEN = new Set(["rolled_back", "quarantined"]);
 
 export function renderFleet({ devices, summary }, { query, now }) {
@@ -50,8 +50,8 @@ function update(row) {
     return h("span", { class: "update" }, state(row.update_status, { label: `downloading ${share} %` }),
       h("progress", { max: row.chunks_total, value: row.chunks_done, "aria-label": `download of ${row.target_release}` }));
   }
-  if (BUSY.has(row.update_status)) return state(row.update_status, { title: row.update_detail });
-  if (BROKEN.has(row.update_status)) {
+  if (BUSY.has(row.update_status) && row.update_status !== "need") return state(row.update_status, { title: row.update_detail });
+  if (BROKEN.has(row.update_status) || row.update_status === "need") {
     return h("span", { class: "update" }, state(row.update_status, { title: row.update_detail }), h("span", { class: "why", title: row.update_detail }, row.update_detail));
   }
   return h("span", { class: "faint" }, row.active_release ? words(row.update_status) : "waiting for a release");

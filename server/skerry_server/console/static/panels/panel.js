@@ -22,7 +22,7 @@ export const nothing = (text) => h("p", { class: "nothing", "data-key": "nothing
 const MOODS = {
   good: ["online", "committed", "done", "finished", "healthy", "resolved", "passed", "released", "available", "ok", "idle"],
   busy: [
-    "downloading", "verifying", "staging", "proving", "activating", "probation", "running", "canary", "fleet", "instructed",
+    "need", "downloading", "verifying", "staging", "proving", "activating", "probation", "running", "canary", "fleet", "instructed",
     "recruiting", "gating", "training", "gated", "approved",
   ],
   warn: ["queued", "pending", "built", "suspect", "warn", "act", "detected", "confirmed", "proposed", "rolling_back"],
