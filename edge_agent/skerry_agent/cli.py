@@ -37,8 +37,8 @@ def _layout(data_dir: Path | None) -> AgentLayout:
 
 @app.command()
 def enroll(
-    server: Annotated[str, typer.Option(help="URL of the control plane, for example http://10.0.0.2:8080.")],
-    token: Annotated[str, typer.Option(help="Single-use enrolment token, from `skerry device token`.")],
+    server: Annotated[str, typer.Option(help="URL of the control plane's device API: https://host:port.")],
+    token: Annotated[str, typer.Option(help="Single-use enrolment token, whole, from `skerry device token`.")],
     device_id: Annotated[str, typer.Option(help="Name of this device: a-z, 0-9 and -.")],
     label: Annotated[list[str] | None, typer.Option(help="key=value, for cohorts; may be repeated.")] = None,
     setting: Annotated[
@@ -47,7 +47,7 @@ def enroll(
     force: Annotated[bool, typer.Option(help="Replace an enrolment that is there.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Trade a token for this device's identity; writes agent.json."""
+    """Trade a token for this device's identity; its private key is made here and stays here."""
     from skerry_agent import enroll as enrolment
     from skerry_agent.engine.device_class import detect_device_class
 
@@ -96,6 +96,7 @@ def status(
         typer.echo(f"update     {found.update_state}{f': {found.update_detail}' if found.update_detail else ''}")
         typer.echo(f"doors      HTTP {found.http_port or '-'}, gRPC {found.grpc_port or '-'}")
         typer.echo(f"flower     node {found.flower_node_id}")
+        typer.echo(f"identity   certificate until {found.certificate_until or '- (enrol the device again)'}")
     if not found.running:
         raise typer.Exit(3)
 

@@ -11,20 +11,29 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from skerry_agent.errors import DeviceError, InputError
+from skerry_agent.policy.windows import parse_windows
 
 #: What a setting may be, by its annotation; a float may be written as an integer.
 _TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "str": ("text", (str,)),
     "int": ("an integer", (int,)),
     "float": ("a number", (int, float)),
+    "bool": ("true or false", (bool,)),
     "list[str]": ("a list of texts", (list,)),
     "dict[str, str]": ("an object of texts", (dict,)),
+}
+#: How a setting is written as text; a list has semicolons between its texts.
+_FROM_TEXT: dict[str, Callable[[str], object]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "list[str]": lambda text: [part.strip() for part in text.split(";") if part.strip()],
 }
 _NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 
@@ -54,10 +63,11 @@ class AgentConfig:
     """Settings of one device; one that breaks its rule raises InputError.
 
     Attributes:
-        device_id: Name of the device; also its MQTT user.
+        device_id: Name of the device; also the subject of its certificate.
         broker_host: MQTT broker.
-        broker_port: Its port.
-        broker_password: Given at enrolment.
+        broker_port: Its port for control connections (mutual TLS).
+        broker_data_port: Its port for data connections (mutual TLS).
+        device_api: URL of the control plane's device API (https): enrolment, renewal, files.
         superlink_address: host:port of the Flower SuperLink's fleet API.
         release_keys: Trusted raw Ed25519 public keys, hexadecimal; at least one.
         labels: Reported to the control plane, for cohorts.
@@ -72,6 +82,12 @@ class AgentConfig:
         outbox_messages: Messages kept while there is no network.
         outbox_bytes: Their bytes.
         disk_reserve_bytes: Free space that an update leaves alone.
+        maintenance_windows: When an update may begin and switch, such as "mon-fri 22:00-05:00", in local time; none:
+            at any time.
+        metered: Whether the network is paid by the byte: "yes", "no", or "auto": ask the kernel and NetworkManager.
+        updates_on_metered: Whether updates may be downloaded over a metered network.
+        metered_limit_bytes: Most bytes of one update over a metered network; 0: no limit.
+        download_over: How files come: "mqtt", or "https" by ranges from the device API.
         reconnect_seconds: Longest wait between two connection attempts.
         presence_delay_seconds: How long the broker waits before it says that a vanished device is offline.
         training_temperature_c: Above it the device stays out of campaigns.
@@ -82,7 +98,8 @@ class AgentConfig:
     device_id: str = dataclasses.field(metadata=_rule(matches=_NAME))
     broker_host: str
     broker_port: int = dataclasses.field(metadata=_PORT)
-    broker_password: str = dataclasses.field(repr=False)
+    broker_data_port: int = dataclasses.field(metadata=_PORT)
+    device_api: str = dataclasses.field(metadata=_rule(matches=r"https://[^\s/]+/?"))
     superlink_address: str
     release_keys: list[str] = dataclasses.field(metadata=_COUNT)
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -97,6 +114,11 @@ class AgentConfig:
     outbox_messages: int = dataclasses.field(default=50_000, metadata=_COUNT)
     outbox_bytes: int = dataclasses.field(default=64 << 20, metadata=_rule(least=1 << 16))
     disk_reserve_bytes: int = dataclasses.field(default=64 << 20, metadata=_rule(least=0))
+    maintenance_windows: list[str] = dataclasses.field(default_factory=list)
+    metered: str = dataclasses.field(default="auto", metadata=_rule(matches="auto|yes|no"))
+    updates_on_metered: bool = True
+    metered_limit_bytes: int = dataclasses.field(default=32 << 20, metadata=_rule(least=0))
+    download_over: str = dataclasses.field(default="mqtt", metadata=_rule(matches="mqtt|https"))
     reconnect_seconds: float = dataclasses.field(default=300.0, metadata=_SECONDS)
     presence_delay_seconds: int = dataclasses.field(default=30, metadata=_rule(least=0))
     training_temperature_c: float = 85.0
@@ -107,6 +129,7 @@ class AgentConfig:
         """Hold every setting to its rule."""
         for setting in fields(self):
             _check(setting.name, str(setting.type), getattr(self, setting.name), setting.metadata.get("rule", _Rule()))
+        parse_windows(self.maintenance_windows, field="maintenance_windows")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -149,17 +172,17 @@ def parse_settings(texts: Mapping[str, str], *, field: str) -> dict[str, object]
     types = {setting.name: str(setting.type) for setting in fields(AgentConfig)}
     parsed: dict[str, object] = {}
     for name, text in texts.items():
-        convert = {"int": int, "float": float}.get(types.get(name, "str"), str)
+        convert = _FROM_TEXT.get(types.get(name, "str"), str)
         try:
             parsed[name] = convert(text)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise InputError(f"{field}: {name}", expected=_TYPES[types[name]][0], got=text) from error
     return parsed
 
 
 def _check(name: str, kind: str, value: object, rule: _Rule) -> None:
     expected, types = _TYPES[kind]
-    whole = isinstance(value, types) and not isinstance(value, bool)
+    whole = isinstance(value, types) and isinstance(value, bool) == (kind == "bool")
     if isinstance(value, list):
         whole = whole and all(isinstance(item, str) for item in value)
     elif isinstance(value, dict):
@@ -169,7 +192,7 @@ def _check(name: str, kind: str, value: object, rule: _Rule) -> None:
     if not whole:
         raise InputError(name, expected=expected, got=value if isinstance(value, float) else type(value).__name__)
     size = len(value) if isinstance(value, list) else value
-    if isinstance(size, int | float):
+    if isinstance(size, int | float) and kind != "bool":
         for holds, bound in (
             (rule.least is None or size >= rule.least, f"at least {rule.least}"),
             (rule.most is None or size <= rule.most, f"at most {rule.most}"),
@@ -191,6 +214,16 @@ class AgentLayout:
     def config(self) -> Path:
         """The written :class:`AgentConfig`."""
         return self.root / "agent.json"
+
+    @property
+    def identity(self) -> Path:
+        """Private keys, certificate and authority of this device; readable by its owner only."""
+        return self.root / "identity"
+
+    @property
+    def trust(self) -> Path:
+        """Signed metadata, the versions and moments seen, outside the slots: an update never takes them back."""
+        return self.root / "trust"
 
     @property
     def slots(self) -> Path:

@@ -63,9 +63,9 @@ class Disk:
         """Remove a file; one that is not there is no error."""
         path.unlink(missing_ok=True)
 
-    def make_folder(self, folder: Path) -> None:
-        """Make a folder and those above it."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def create_folder(self, folder: Path) -> None:
+        """Make one folder; one that is there is no error."""
+        folder.mkdir(exist_ok=True)
 
     def remove_folder(self, folder: Path) -> None:
         """Remove an empty folder."""
@@ -75,6 +75,16 @@ class Disk:
         """Bytes that this process may still write to the file system of ``folder``."""
         status = os.statvfs(folder)
         return status.f_bavail * status.f_frsize
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it, durably: what is later flushed inside could else go with its folder."""
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for path in reversed(missing):
+            self.create_folder(path)
+            self.sync_folder(path.parent)
 
     def write_atomically(self, path: Path, data: bytes, *, mode: int = 0o600) -> None:
         """Replace ``path`` by ``data``, or leave it as it was.

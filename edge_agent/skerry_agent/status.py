@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from skerry_agent.config import AgentLayout, load_config
-from skerry_agent.errors import ArtifactError
+from skerry_agent.errors import ArtifactError, DeviceError
+from skerry_agent.identity.identity_files import IdentityFiles
 from skerry_agent.supervisor import state_file
 from skerry_agent.update.journal import journal_path
 from skerry_agent.update.slots import read_pointer
@@ -32,6 +33,7 @@ class AgentStatus:
         http_port: Of the Open Inference Protocol; 0 while the doors are shut.
         grpc_port: Likewise.
         flower_node_id: Decimal; "0" while there is none.
+        certificate_until: When the device's certificate ends, ISO 8601, UTC; empty if there is none that can be used.
     """
 
     device_id: str
@@ -45,6 +47,7 @@ class AgentStatus:
     http_port: int
     grpc_port: int
     flower_node_id: str
+    certificate_until: str
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -57,6 +60,13 @@ def _json(path: Path) -> dict[str, Any]:
         if isinstance(document, dict):
             return document
     return {}
+
+
+def _certificate_until(layout: AgentLayout) -> str:
+    try:
+        return IdentityFiles(layout).read().facts.not_after.isoformat()
+    except DeviceError:
+        return ""
 
 
 def _alive(pid: object) -> bool:
@@ -99,4 +109,5 @@ def read_status(layout: AgentLayout) -> AgentStatus:
         http_port=int(serving.get("http_port", 0)) if doors else 0,
         grpc_port=int(serving.get("grpc_port", 0)) if doors else 0,
         flower_node_id=str(training.get("flower_node_id", "0")) if _alive(training.get("pid")) else "0",
+        certificate_until=_certificate_until(layout),
     )

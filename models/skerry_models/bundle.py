@@ -25,13 +25,14 @@ from skerry_models.edges import DRIFT_EDGES, reference_edges
 from skerry_models.errors import BundleError
 from skerry_models.evaluation import Evaluation, evaluate_onnx
 from skerry_models.export import EVALUATE, FEATURES, INFER, INPUT, SCORES, export_inference
+from skerry_models.frozen_scales import choose_scales
 from skerry_models.golden import GOLDEN, build_golden, check_golden, golden_rows, golden_tolerance
 from skerry_models.joint_graph import ARTIFACT as TRAIN_STEP
 from skerry_models.kept_step import TrainStep, train_step_for
 from skerry_models.latency import measure_latency
 from skerry_models.model_card import MODEL_CARD, write_model_card
 from skerry_models.parameters import encode_state
-from skerry_models.quantise import INT8_QDQ, INT8_X86, quantise
+from skerry_models.quantise import INT8_QDQ, INT8_X86, QuantisedGraphs, quantise
 from skerry_models.task import Dataset, Task
 
 TRAIN_STEP_SPEC = "train_step.pb"
@@ -74,7 +75,7 @@ class BundleReport:
         variants: Variant name to file name.
         metrics: accuracy, macro_f1, loss (fp32 on holdout); accuracy_int8_qdq, accuracy_int8_x86; int8_minus_fp32
             (worst INT8 variant); parity; latency_<variant>_p50_us and _p99_us; latency_int8_p99_us (fastest INT8
-            variant); size_fp32_bytes, size_int8_bytes (canonical).
+            variant); size_fp32_bytes, size_int8_bytes (canonical); int8_scales_kept (1 or 0), int8_clipped_share.
         evaluations: Variant name to its figures on holdout.
     """
 
@@ -97,6 +98,7 @@ def build_bundle(
     lineage: Mapping[str, object],
     parent_edges: bytes | None = None,
     parent_step: TrainStep | None = None,
+    parent_quantised: QuantisedGraphs | None = None,
 ) -> BundleReport:
     """Build a bundle.
 
@@ -111,18 +113,24 @@ def build_bundle(
         parent_edges: drift_edges.pb of the parent release, whose edges are kept; None for a first release.
         parent_step: The parent release's training step. It does not depend on the parameters, so it is kept while
             torch in float64 agrees with it about this network; otherwise, and without one, it is exported.
+        parent_quantised: INT8 forms of the parent release. Their scales are kept while that costs no accuracy, so that
+            devices get a small delta; ``int8_scales`` of lineage.json says whether they were, and why not.
 
     Raises:
         ParameterError: The state does not fit the task.
         ExportError: The network cannot become an artifact.
         BundleError: ``folder`` is not empty, or the parent's edges are of another task.
         ValueError: A data set is empty, or the lineage is no JSON.
+        TypeError: The lineage holds what JSON does not know.
     """
     if folder.exists() and any(folder.iterdir()):
         raise BundleError(str(folder), "the folder is not empty")
-    lineage_text = json.dumps(lineage, sort_keys=True, indent=2) + "\n"
+    json.dumps(lineage)  # what is no JSON is refused before the work begins
     graphs = export_inference(task, state, reference.x)
-    quantised = quantise(graphs.infer, calibration.x)
+    scales = choose_scales(quantise(graphs.infer, calibration.x), graphs.infer, parent_quantised, holdout)
+    quantised = scales.graphs
+    lineage = {**lineage, "int8_scales": {"kept": scales.kept, "detail": scales.detail}}
+    lineage_text = json.dumps(lineage, sort_keys=True, indent=2) + "\n"
     models = {"fp32": graphs.infer, "int8-qdq": quantised.canonical, "int8-x86": quantised.x86}
     step, golden_training = train_step_for(task, state, reference, parent_step)
     golden = build_golden(models, golden_rows(reference))
@@ -149,7 +157,11 @@ def build_bundle(
     )
     contents[MODEL_CARD] = card.encode()
     _write_folder(folder, contents)
-    metrics = _metrics(evaluations, models, holdout) | {"parity": graphs.parity}
+    metrics = _metrics(evaluations, models, holdout) | {
+        "parity": graphs.parity,
+        "int8_scales_kept": float(scales.kept),
+        "int8_clipped_share": scales.clipped_share,
+    }
     return BundleReport(
         folder=folder,
         digest=bundle_digest(describe_file(folder / name, name) for name in FILES).hex(),

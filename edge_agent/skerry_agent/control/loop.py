@@ -17,11 +17,14 @@ from skerry_agent.control.campaigns import Invitations
 from skerry_agent.control.observer import Observer
 from skerry_agent.control.serving_client import ServingClient
 from skerry_agent.errors import DeviceError
+from skerry_agent.heartbeat import Heartbeat
 from skerry_agent.link.connections import CONTROL
 from skerry_agent.link.mqtt import Connected, Disconnected, Incoming, LinkEvent
 from skerry_agent.link.outbox import Outbox
 from skerry_agent.link.reported import Reporter
 from skerry_agent.link.uplink import Uplink
+from skerry_agent.trust.mailbox import TrustMailbox
+from skerry_agent.trust.second_look import SecondLook
 from skerry_agent.update.downloader import Downloader
 from skerry_agent.update.updater import Updater, unix_ms
 from skerry_contract.errors import WireError
@@ -91,6 +94,9 @@ class ControlLoop:
         serving: ServingClient,
         invitations: Invitations,
         observer: Observer,
+        mailbox: TrustMailbox,
+        second_look: SecondLook,
+        heartbeat: Heartbeat,
         on_online: Callable[[], None],
     ) -> None:
         """Parts are made by :mod:`skerry_agent.control.process`; ``on_online`` publishes presence."""
@@ -102,6 +108,9 @@ class ControlLoop:
         self._serving = serving
         self._invitations = invitations
         self._observer = observer
+        self._mailbox = mailbox
+        self._second_look = second_look
+        self._heartbeat = heartbeat
         self._on_online = on_online
 
     def run(self, stop: threading.Event) -> None:
@@ -111,10 +120,12 @@ class ControlLoop:
             for event in self._events.take(min(TICK_S, wait_s)):
                 self._handle(event)
             wait_s = self._turn()
+            self._heartbeat.beat()
 
     def _turn(self) -> float:
         """One turn of every part; returns how long the next may be away (seconds)."""
         self._serving.step()
+        self._second_look.step()
         wait_s = self._updater.step()
         conditions = self._observer.conditions(self._updater.snapshot)
         if self._invitations.waiting:
@@ -145,12 +156,15 @@ class ControlLoop:
 
     def _dispatch(self, topic: str, payload: bytes) -> None:
         parsed = parse_topic(topic)
+        if parsed.trust_name is not None:
+            self._mailbox.put(parsed.trust_name, payload)
+            return
         if parsed.sha256_hex is not None:
             self._downloader.chunk(parsed.sha256_hex, payload)
             return
         match parsed.kind:
             case DeviceTopic.DESIRED:
-                self._updater.offer(payload)
+                self._second_look.desired(payload)
             case DeviceTopic.ACK:
                 self._uplink.acknowledged(payload)
             case DeviceTopic.COMMAND:

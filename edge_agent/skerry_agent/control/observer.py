@@ -199,7 +199,7 @@ class Observer:
             if pointer.release_id == self._active.release_id:
                 return self._active
             manifest = read_slot(self._layout, pointer.slot, self._verifier).manifest
-        except ArtifactError as error:
+        except (ArtifactError, OSError) as error:
             log.warning("%s", error)
             return Active()
         return Active(manifest.release_id, manifest.task, manifest.train_step_sha256)

@@ -32,8 +32,9 @@ from skerry_agent.engine.loader import LoadedRelease, load_release
 from skerry_agent.engine.model import ModelSpec, Prediction
 from skerry_agent.errors import ArtifactError, DeviceError, InputError
 from skerry_agent.policy.reporting import read_window_policy
+from skerry_agent.trust.keyring import slot_keys
 from skerry_agent.update.slots import Pointer, SlotName, other_slot, read_pointer, read_slot
-from skerry_contract.signing import Ed25519Verifier, EnvelopeVerifier
+from skerry_contract.signing import EnvelopeVerifier
 
 if TYPE_CHECKING:
     from skerry_agent.link.outbox import Outbox
@@ -147,7 +148,7 @@ class Engine:
         settings = config if config is not None else load_config(layout)
         engine = cls(
             layout,
-            verifier=trusted_keys(settings),
+            verifier=slot_keys(layout, settings),
             backends=BACKENDS if backends is None else backends,
             device_class=detect_device_class() if device_class is None else device_class,
             limits=WindowLimits(settings.window_requests, settings.window_seconds),
@@ -351,18 +352,6 @@ class Engine:
             except ArtifactError:
                 continue
         return sorted(sequences, key=lambda slot: -sequences[slot])
-
-
-def trusted_keys(config: AgentConfig) -> EnvelopeVerifier:
-    """Verifier of the release keys that the device got at enrolment.
-
-    Raises:
-        DeviceError: A key is not 32 bytes in hexadecimal.
-    """
-    try:
-        return Ed25519Verifier([bytes.fromhex(key) for key in config.release_keys])
-    except ValueError as error:
-        raise DeviceError(f"release_keys: {error}", remedy="enrol the device again") from error
 
 
 def open_outbox(layout: AgentLayout, config: AgentConfig) -> Outbox:

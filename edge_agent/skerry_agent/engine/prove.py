@@ -15,9 +15,9 @@ from typing import Any, cast
 
 from skerry_agent.config import AgentLayout, load_config
 from skerry_agent.engine.device_class import detect_device_class
-from skerry_agent.engine.engine import trusted_keys
 from skerry_agent.engine.proof import Proof, prove
 from skerry_agent.errors import ArtifactError, DeviceError
+from skerry_agent.trust.keyring import slot_keys
 from skerry_agent.update.slots import SlotName, read_slot
 
 PROVEN, MACHINE, USAGE, REFUSED = 0, 1, 2, 3
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         return USAGE
     layout = AgentLayout(Path(arguments[0]))
     try:
-        content = read_slot(layout, cast("SlotName", arguments[1]), trusted_keys(load_config(layout)))
+        content = read_slot(layout, cast("SlotName", arguments[1]), slot_keys(layout, load_config(layout)))
         proof = prove(content, device_class=detect_device_class())
     except ArtifactError as error:
         print(json.dumps({"error": error.reason, "release_id": error.release_id}))

@@ -3,12 +3,15 @@
 *Control* has a fixed client id, a session that outlives a week without network and a last will; *data* exists only
 while something is downloaded and leaves nothing behind at the broker. Threads of paho do one thing: hand an event to
 ``post``; while the owner's queue is full they wait, which slows the broker down. A message is acknowledged by whoever
-owns the event, after it was dealt with; one that was not is delivered again after a reconnect.
+owns the event, after it was dealt with; one that was not is delivered again after a reconnect. Every attempt is made
+with a new client and the certificate of that moment: what was handed to the client before, and not acknowledged by the
+broker, is sent again by its owner.
 """
 
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +22,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from skerry_agent.errors import AgentError
 from skerry_agent.link.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -27,6 +31,9 @@ KEEPALIVE_S = 30
 QUEUED = 256
 #: How long the broker may take to answer CONNECT (seconds).
 CONNECT_S = 10.0
+#: After so many connections in a row that were accepted and then closed without an answer, as a broker does that does
+#: not like a certificate, the certificate is doubted.
+REFUSALS = 3
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,7 @@ class LinkSettings:
         name: In events and logs.
         host: Of the broker.
         port: Of the broker.
-        username: MQTT user.
-        password: Of that user.
+        tls: Makes the TLS context of one attempt: it says who we are; None: in the clear, nobody.
         client_id: MQTT client identifier.
         session_s: How long the broker keeps the session after a disconnect; 0 with a clean start.
         receive_maximum: Messages that the broker may send before one is acknowledged.
@@ -108,8 +114,7 @@ class LinkSettings:
     name: str
     host: str
     port: int
-    username: str
-    password: str
+    tls: Callable[[], ssl.SSLContext] | None
     client_id: str
     session_s: int
     receive_maximum: int
@@ -124,25 +129,37 @@ class Connection:
     reads and writes. ``publish`` may be called from any thread.
     """
 
-    def __init__(self, settings: LinkSettings, *, post: Callable[[LinkEvent], bool], backoff: Backoff) -> None:
+    def __init__(
+        self,
+        settings: LinkSettings,
+        *,
+        post: Callable[[LinkEvent], bool],
+        backoff: Backoff,
+        on_refused: Callable[[], None] = lambda: None,
+    ) -> None:
         """Nothing happens before :meth:`start`.
 
         Args:
             settings: How it is made.
             post: Takes an event; returns False, after at most a moment, if it cannot take it yet.
             backoff: Waits between attempts.
+            on_refused: Called on a thread of ours when the broker has refused :data:`REFUSALS` times in a row.
         """
         self._settings = settings
         self._post = post
         self._backoff = backoff
+        self._on_refused = on_refused
+        self._refusals = 0
+        self._hurry = threading.Event()
         self._stopping = threading.Event()
         self._gone = threading.Event()
         self._answered = threading.Event()
+        self._accepted = False
         self._ready = False
         self._epoch = 0
         self._reason = ""
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{settings.name}", daemon=True)
-        self._client = self._make_client()
+        self._client: Any = None
 
     @property
     def ready(self) -> bool:
@@ -152,6 +169,11 @@ class Connection:
     def start(self) -> None:
         """Begin to connect."""
         self._thread.start()
+
+    def hurry(self) -> None:
+        """There is a reason to expect that an attempt succeeds now: do not wait for the next. From any thread."""
+        if not self._accepted:
+            self._hurry.set()
 
     def stop(self, *, last: tuple[str, bytes] | None = None, deadline_s: float = 3.0) -> None:
         """Disconnect and join the thread.
@@ -167,6 +189,7 @@ class Connection:
                 time.sleep(0.01)
         self._stopping.set()
         self._gone.set()
+        self._hurry.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=deadline_s + CONNECT_S)
 
@@ -189,7 +212,8 @@ class Connection:
             reconnect_on_failure=False,
             manual_ack=True,
         )
-        client.username_pw_set(settings.username, settings.password)
+        if settings.tls is not None:
+            client.tls_set_context(settings.tls())
         client.max_queued_messages_set(QUEUED)
         client.connect_timeout = CONNECT_S
         if settings.will is not None:
@@ -207,13 +231,17 @@ class Connection:
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = settings.session_s
         properties.ReceiveMaximum = settings.receive_maximum
-        while not self._stopping.wait(self._backoff.delay()):
+        while not self._stopping.is_set():
+            self._hurry.wait(self._backoff.delay())
+            self._hurry.clear()
             self._gone.clear()
             self._answered.clear()
+            self._accepted = False
             self._reason = ""
             if self._stopping.is_set():
                 break
             try:
+                self._client = self._make_client()
                 self._client.connect(
                     settings.host,
                     settings.port,
@@ -221,23 +249,40 @@ class Connection:
                     clean_start=settings.session_s == 0,
                     properties=properties,
                 )
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, AgentError) as error:
                 log.info("%s: broker %s:%d: %s", settings.name, settings.host, settings.port, error)
                 self._backoff.failed()
+                if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLCertVerificationError):
+                    self._refused()
                 continue
             self._client.loop_start()
             if not self._answered.wait(CONNECT_S) and not self._gone.is_set():
                 log.warning("%s: the broker did not answer within %.0f s", settings.name, CONNECT_S)
                 self._gone.set()
+            if self._accepted:
+                self._refusals = 0
+                self._backoff.succeeded(connected=True)
             self._gone.wait()
             was_ready, self._ready = self._ready, False
             self._epoch += 1
             self._client.disconnect()
             self._client.loop_stop()
-            if was_ready and not self._stopping.is_set():
+            was_accepted, self._accepted = self._accepted, False
+            if self._stopping.is_set():
+                break
+            if was_ready:
                 log.warning("%s: disconnected: %s", settings.name, self._reason or "no reason given")
                 self._deliver(Disconnected(settings.name, self._reason))
             self._backoff.failed()
+            if not was_accepted:
+                log.info("%s: refused: %s", settings.name, self._reason or "no reason given")
+                self._refused()
+        self._backoff.ended()
+
+    def _refused(self) -> None:
+        self._refusals += 1
+        if self._refusals % REFUSALS == 0:
+            self._on_refused()
 
     def _deliver(self, event: LinkEvent) -> None:
         while not self._post(event):
@@ -247,13 +292,14 @@ class Connection:
     # Callbacks of paho, on its thread.
 
     def _on_connect(self, client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self._accepted = not reason.is_failure
         self._answered.set()
         if reason.is_failure:
             log.warning("%s: the broker refused: %s", self._settings.name, reason)
             self._reason = str(reason)
             self._gone.set()
             return
-        self._backoff.succeeded()
+        self._hurry.clear()
         client.subscribe([(topic, paho.SubscribeOptions(qos=1)) for topic in self._settings.filters])
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Sequence[Any], _properties: Any) -> None:

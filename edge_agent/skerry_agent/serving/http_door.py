@@ -7,6 +7,7 @@ for the disk, run in a thread.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -190,6 +191,7 @@ class HttpDoor:
             ) from error
         self.port: int = self._socket.getsockname()[1]
         self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._with_start(app),
@@ -216,6 +218,12 @@ class HttpDoor:
         """Whether the door's thread runs."""
         return self._thread.is_alive()
 
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Have the loop that answers requests call something; nothing happens once it has ended."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(call)
+
     def stop(self) -> None:
         """Finish the requests that run, refuse new ones, end the thread."""
         self._server.should_exit = True
@@ -229,6 +237,7 @@ class HttpDoor:
     def _with_start(self, app: Starlette) -> Starlette:
         @contextlib.asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            self._loop = asyncio.get_running_loop()
             self._started.set()
             yield
 

@@ -19,7 +19,7 @@ from skerry_agent.engine.backend import Floats
 from skerry_agent.engine.errors import SchemaError
 from skerry_agent.serving.call import DATATYPES, Array, InferAnswer, InferCall
 from skerry_agent.serving.labels import LABELS, Label
-from skerry_contract.limits import TENSOR_RANK
+from skerry_contract.limits import INFERENCE_BYTES, TENSOR_RANK
 
 #: Most inputs or outputs that a request may name.
 NAMES = 16
@@ -181,6 +181,9 @@ def check_tensor_header(
         raise SchemaError(f"{field}.shape", expected=f"an array of at most {TENSOR_RANK} sizes", got=shape)
     if any(not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= 1 << 31 for size in sizes):
         raise SchemaError(f"{field}.shape", expected="sizes of 0 and more", got=list(sizes))
+    # A dimension of 0 hides the others from the product; NumPy refuses what it could not address.
+    if math.prod(size or 1 for size in sizes) * dtype.itemsize > INFERENCE_BYTES:
+        raise SchemaError(f"{field}.shape", expected=f"at most {INFERENCE_BYTES} bytes", got=list(sizes))
     return dtype, tuple(sizes), math.prod(sizes)
 
 

@@ -23,6 +23,7 @@ from skerry_agent.config import AgentConfig, AgentLayout, load_config
 from skerry_agent.engine.engine import Engine, open_outbox
 from skerry_agent.errors import DeviceError
 from skerry_agent.files import write_atomically
+from skerry_agent.heartbeat import Heartbeat
 from skerry_agent.serving.admin import AdminDoor, ServingAdmin
 from skerry_agent.serving.core import ServingCore
 from skerry_agent.serving.grpc_door import GrpcDoor
@@ -58,6 +59,8 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
         doors = _Doors(engine, labels, layout, config)
         stack.callback(doors.stop)
         doors.start()
+        heartbeat = Heartbeat()
+        heartbeat.beat()
         document = {"http_port": doors.http.port, "grpc_port": doors.grpc.port, "pid": os.getpid()}
         write_atomically(layout.serving_file, json.dumps(document).encode())
         stack.callback(layout.serving_file.unlink, missing_ok=True)
@@ -65,6 +68,8 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
         gc.collect()
         gc.freeze()
         while not stop.wait(LABEL_REPORT_SECONDS):
+            # Only a door whose loop turns passes it on.
+            doors.http.call_soon(heartbeat.beat)
             labels.labels.report()
             if not doors.http.alive:
                 raise DeviceError("the HTTP door has ended", remedy="see the log; the supervisor starts serving again")

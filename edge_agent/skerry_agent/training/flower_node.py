@@ -4,46 +4,42 @@ Stock Flower starts a process per message and polls every three seconds. This no
 a campaign runs and slower the longer it is idle, and speaks the SuperLink's Fleet API through Flower's own client
 (``flwr.supernode.fleet_http_client``, a private API: ``tests/integration/agent_training`` pins its behaviour).
 
-- The node's key is kept on disk, so the device is the same node after a restart. A node that was killed is still
-  "online" for the SuperLink, which would refuse it for up to two heartbeats: it is deactivated first, by its own key.
+- The node is known by the device's key (:mod:`skerry_agent.identity.node_key`), which the control plane registers when
+  the device is enrolled. A node that was killed is still "online" for the SuperLink, which would refuse it for up to
+  two heartbeats: it is deactivated first, by its own key.
 - Transport errors never end anything: a poll is tried again with back-off for ever, a reply until the message expires.
-- HTTP 401 means that the SuperLink does not know the node (its state is gone): the node registers again.
+- HTTP 401 means that the SuperLink does not know the key: the device was enrolled a moment ago, was revoked, or the
+  SuperLink lost its state. The control plane registers what may take part; the node says so, waits and tries again.
 - HTTP 403 means that the run is over: the reply is dropped.
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import datetime
 import logging
+import ssl
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
-    RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -61,14 +57,13 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from skerry_agent.errors import DeviceError
-from skerry_agent.files import write_atomically
 from skerry_agent.training.backoff import Backoff
+from skerry_agent.training.node_hint import NodeHint
 from skerry_agent.training.pace import PollPace
+from skerry_agent.training.server_clock import ServerClock
 from skerry_agent.training.worker import RefusedError
 from skerry_contract.campaign import (
     BULK_RECORD,
@@ -91,13 +86,21 @@ logger = logging.getLogger(__name__)
 
 #: Heartbeat interval told to the SuperLink: a node that vanishes is called offline after two of them.
 HEARTBEAT_S = 20.0
-_HEARTBEAT_PERIOD_S = 6.0
+#: Less than the 5 s after which httpx closes an idle connection: while the node trains, heartbeats keep it open.
+_HEARTBEAT_PERIOD_S = 4.0
+#: Longest delay between attempts to reach a SuperLink that is away (seconds): rarer than the polls of an idle node.
+AWAY_LAST_S = 5.0
+#: Delays between attempts of a node that the SuperLink does not know (seconds).
+UNKNOWN_FIRST_S, UNKNOWN_LAST_S = 0.3, 30.0
 #: Poll delays (seconds); see :mod:`skerry_agent.training.pace`.
 POLL_FIRST_S, POLL_FACTOR, POLL_LAST_S = 0.1, 1.3, 2.0
 #: A message becomes visible before its objects are; Flower would wait a second before it asks again.
 _PULL_BACKOFF_S, _PULL_BACKOFF_CAP_S = 0.01, 0.2
 #: How long a message whose objects never come is waited for.
 _PULL_LIMIT_S = 60.0
+
+#: A request that was refused is signed again when its time was off by more (seconds); the SuperLink allows 5.
+_CLOCK_OFF_S = 4.0
 
 R = TypeVar("R")
 
@@ -158,40 +161,30 @@ def _unpack(content: Any) -> dict[str, Any]:
     return {**content.config_records[RECORD], **{name: array.data for name, array in bulk.items()}}
 
 
-class NodeIdentity:
-    """The node's key pair and the identifier that the SuperLink gave it, in one file of the owner's."""
+class _SignedRequests:
+    """Signs the time of every request, as ``NodeAuthHttpInterceptor`` of Flower does, but the SuperLink's time."""
 
-    def __init__(self, path: Path) -> None:
-        """Read ``path``, or make a new key there.
+    def __init__(self, key: ec.EllipticCurvePrivateKey, clock: ServerClock) -> None:
+        self._key = key
+        self._clock = clock
+        self._public_key = b64encode(public_key_to_bytes(key.public_key())).decode("ascii")
 
-        Raises:
-            DeviceError: The file is broken.
-        """
-        self._path = path
-        try:
-            document = json.loads(path.read_bytes())
-            key = load_pem_private_key(base64.b64decode(document["private_key"]), None)
-            self.node_id = int(document["node_id"])
-        except FileNotFoundError:
-            key, _ = generate_key_pairs()
-            self.node_id = 0
-        except (KeyError, TypeError, ValueError) as error:
-            raise DeviceError(
-                f"{path} is broken ({error})", remedy="remove it; the device becomes a new node"
-            ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise DeviceError(f"{path} holds another kind of key", remedy="remove it; the device becomes a new node")
-        self.private_key = key
-        self.public_bytes: bytes = public_key_to_bytes(key.public_key())
+    def intercept(self, context: Any, call_next: Any) -> Any:
+        """Send; once more if the first answer shows that the signed time was wrong."""
+        signed_s = self._clock.now()
+        response = call_next(self._signed(context, signed_s))
+        self._clock.learn(response.headers.get("date"))
+        if response.status_code == httpx.codes.UNAUTHORIZED and abs(self._clock.now() - signed_s) > _CLOCK_OFF_S:
+            response = call_next(self._signed(context, self._clock.now()))
+        return response
 
-    def remember(self, node_id: int) -> None:
-        """Keep ``node_id`` on disk."""
-        if node_id == self.node_id and self._path.exists():
-            return
-        self.node_id = node_id
-        pem = self.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        document = {"node_id": str(node_id), "private_key": base64.b64encode(pem).decode()}
-        write_atomically(self._path, json.dumps(document).encode())
+    def _signed(self, context: Any, at_s: float) -> Any:
+        timestamp = datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat()
+        signature = sign_message(self._key, timestamp.encode("ascii"))
+        context.request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER] = self._public_key
+        context.request.headers[TIMESTAMP_HEADER] = timestamp
+        context.request.headers[FLEET_HTTP_SIGNATURE_HEADER] = b64encode(signature).decode("ascii")
+        return context
 
 
 class FlowerNode:
@@ -200,52 +193,81 @@ class FlowerNode:
     def __init__(
         self,
         address: str,
-        identity: NodeIdentity,
+        key: ec.EllipticCurvePrivateKey,
+        hint: NodeHint,
         worker: Worker,
         *,
+        tls: Callable[[], ssl.SSLContext],
         on_link: Callable[[int, str], None] = lambda node_id, detail: None,
+        clock: ServerClock | None = None,
     ) -> None:
-        """Args: ``address`` host:port; ``on_link`` hears the node's identifier (0 while away) and what it waits for."""
+        """Prepare a node.
+
+        Args:
+            address: host:port of the SuperLink.
+            key: The device's node key (EC P-384), whose public half the control plane has registered.
+            hint: Which node it was the last time.
+            worker: Carries out instructions.
+            tls: Makes the context of a connection.
+            on_link: Hears the node's identifier, 0 while there is none, and what it waits for.
+            clock: Tells the SuperLink's time; made from this machine's clocks if there is none.
+        """
         self._address = address
-        self._identity = identity
+        self._key = key
+        self._public_key: bytes = public_key_to_bytes(key.public_key())
+        self._hint = hint
         self._worker = worker
+        self._tls = tls
         self._on_link = on_link
+        self._clock = clock or ServerClock()
 
     def run(self, stop: threading.Event, leave: Callable[[], bool] = lambda: False) -> None:
-        """Serve until ``stop`` is set or ``leave()`` is true; reconnects for ever; deactivates the node at the end."""
-        backoff = Backoff(first_s=0.2, last_s=10.0)
+        """Serve until ``stop`` is set or ``leave()`` is true; reconnects for ever; deactivates the node at the end.
+
+        Raises:
+            DeviceError: The device has no authority to trust.
+        """
+        away = Backoff(first_s=0.2, last_s=AWAY_LAST_S)
+        unknown = Backoff(first_s=UNKNOWN_FIRST_S, last_s=UNKNOWN_LAST_S)
         while not stop.is_set() and not leave():
-            interceptors = [
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(self._identity.private_key, self._identity.private_key.public_key()),
-            ]
-            client = FleetHttpClient.from_server_address(self._address, True, None, interceptors=interceptors)
-            with client:
+            with self._client() as client:
                 try:
                     node = self._connect(client)
-                    backoff.reset()
+                    away.reset()
+                    unknown.reset()
                     self._serve(client, node, stop, leave)
+                    delay = away.next_s()
                 except NotRegisteredError:
-                    logger.warning("the SuperLink at %s lost this node; it registers again", self._address)
+                    delay = unknown.next_s()
+                    logger.info("the SuperLink at %s does not admit this device's key", self._address)
+                    self._on_link(0, f"SuperLink {self._address} does not admit this device's key (yet); it waits")
                 except (LinkError, RunEndedError) as error:
+                    delay = away.next_s()
                     logger.info("the SuperLink at %s is away: %s", self._address, error)
                     self._on_link(0, f"SuperLink {self._address} is away: {error}")
-                stop.wait(backoff.next_s())
+            _pause(delay, stop, leave)
+
+    def _client(self) -> Any:
+        interceptors = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            _SignedRequests(self._key, self._clock),
+        ]
+        return FleetHttpClient(f"https://{self._address}", interceptors=interceptors, verify=self._tls())
 
     def _connect(self, client: Any) -> Any:
-        key = self._identity.public_bytes
-        try:
-            client.RegisterNode(RegisterNodeFleetRequest(public_key=key))
-        except httpx.HTTPStatusError as error:
-            logger.debug("already registered, or refused: %s", error.response.text[:200])
-        except httpx.HTTPError as error:
-            raise LinkError(f"{type(error).__name__}: {error}") from error
-        if self._identity.node_id:
-            self._deactivate(client, self._identity.node_id)
+        if self._hint.node_id:
+            self._deactivate(client, self._hint.node_id)
+        request = ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=HEARTBEAT_S)
         with _translated():
-            response = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=HEARTBEAT_S))
+            try:
+                response = client.ActivateNode(request)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
+                    raise
+                # The key is not registered, or the node counts as online and the hint was lost.
+                raise NotRegisteredError(f"activation refused: {error.response.text[:200]}") from error
         node_id = int(response.node_id)
-        self._identity.remember(node_id)
+        self._hint.remember(node_id)
         logger.info("node %d of the SuperLink at %s", node_id, self._address)
         return Node(node_id=node_id)
 
@@ -281,7 +303,7 @@ class FlowerNode:
     def _poll(self, client: Any, node: Any, stop: threading.Event, leave: Callable[[], bool]) -> None:
         """Handle messages. Away time is waited out here, so that the node keeps its place."""
         pace = PollPace(first_s=POLL_FIRST_S, factor=POLL_FACTOR, last_s=POLL_LAST_S)
-        away = Backoff(first_s=0.2, last_s=10.0)
+        away = Backoff(first_s=0.2, last_s=AWAY_LAST_S)
         while not stop.is_set() and not leave():
             try:
                 with _translated():
@@ -303,10 +325,10 @@ class FlowerNode:
     def _handle(self, client: Any, node: Any, proto: Any, tree: Any, stop: threading.Event) -> None:
         received = time.monotonic()
         header = message_from_proto(proto)
-        expires = received + max(0.0, header.metadata.created_at + header.metadata.ttl - time.time())
+        expires = received + max(0.0, header.metadata.created_at + header.metadata.ttl - self._clock.now())
         try:
             message = self._persist(lambda: self._pull(client, node, header, tree), stop, expires)
-            reply = self._answer(message)
+            reply = self._dated(self._answer(message), header)
             self._persist(lambda: self._push(client, node, reply, time.monotonic() - received), stop, expires)
         except RunEndedError:
             logger.info("run %d ended before the reply", header.metadata.run_id)
@@ -383,3 +405,17 @@ class FlowerNode:
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason[:REASON_CHARACTERS]), reply_to=message)
         return Message(_pack(answer.to_fields()), reply_to=message)
+
+    def _dated(self, reply: Any, header: Any) -> Any:
+        """``reply`` with the SuperLink's time, which checks it; it ends when the message that it answers ends."""
+        reply.metadata.created_at = self._clock.now()
+        reply.metadata.ttl = header.metadata.created_at + header.metadata.ttl - reply.metadata.created_at
+        return reply
+
+
+def _pause(delay_s: float, stop: threading.Event, leave: Callable[[], bool]) -> None:
+    """Wait, but not for somebody who has to go."""
+    until = time.monotonic() + delay_s
+    while (left := until - time.monotonic()) > 0 and not leave():
+        if stop.wait(min(1.0, left)):
+            return

@@ -9,18 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from skerry_agent.config import AgentLayout, load_config
-from skerry_agent.errors import ArtifactError
+from skerry_agent.errors import ArtifactError, DeviceError
+from skerry_agent.identity.identity_files import IdentityFiles
+from skerry_agent.identity.node_key import load_node_key
+from skerry_agent.identity.tls import server_context
 from skerry_agent.training.bundle import TrainingBundles
 from skerry_agent.training.labelled_store import LabelledStore
+from skerry_agent.training.node_hint import NodeHint
 from skerry_agent.training.status import TrainingStatus
 from skerry_agent.training.worker import CampaignWorker, PauseGate
-from skerry_contract.signing import Ed25519Verifier
+from skerry_agent.trust.keyring import slot_keys
+from skerry_agent.trusted_clock import TrustedClock
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +37,8 @@ CHECK_S = 1.0
 #: File names below AgentLayout.run and AgentLayout.root.
 PAUSE_FILE = "pause-training"
 NODE_FILE = "flower-node.json"
+#: Below AgentLayout.trust: the latest signed moment, written by control.
+CLOCK_FILE = "clock.json"
 
 
 class Readiness:
@@ -59,7 +67,7 @@ def run(data_dir: Path) -> int:
     """Run until SIGTERM; returns the exit status.
 
     Raises:
-        DeviceError: The device is not enrolled, or its node key is broken.
+        DeviceError: The device is not enrolled, or its identity is broken.
     """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
@@ -68,7 +76,7 @@ def run(data_dir: Path) -> int:
     layout = AgentLayout(data_dir)
     config = load_config(layout)
     status = TrainingStatus(layout.training_file)
-    bundles = TrainingBundles(layout, Ed25519Verifier([bytes.fromhex(key) for key in config.release_keys]))
+    bundles = TrainingBundles(layout, slot_keys(layout, config))
     worker = CampaignWorker(
         config.device_id,
         bundles,
@@ -82,20 +90,38 @@ def run(data_dir: Path) -> int:
             status.link(0, reason)
             stop.wait(CHECK_S)
             continue
-        _serve(config.superlink_address, layout.root / NODE_FILE, worker, status, stop, readiness)
+        _serve(config.superlink_address, layout, worker, status, stop, readiness)
     status.link(0, "stopped")
     return 0
 
 
 def _serve(
     address: str,
-    node_file: Path,
+    layout: AgentLayout,
     worker: CampaignWorker,
     status: TrainingStatus,
     stop: threading.Event,
     readiness: Readiness,
 ) -> None:
-    from skerry_agent.training.flower_node import FlowerNode, NodeIdentity  # a second of imports, not before needed
+    from skerry_agent.training.flower_node import FlowerNode  # a second of imports, not before needed
 
-    node = FlowerNode(address, NodeIdentity(node_file), worker, on_link=status.link)
+    node = FlowerNode(
+        address,
+        load_node_key(layout),
+        NodeHint(layout.root / NODE_FILE),
+        worker,
+        tls=lambda: _superlink_tls(layout),
+        on_link=status.link,
+    )
     node.run(stop, leave=lambda: bool(readiness.reason()))
+
+
+def _superlink_tls(layout: AgentLayout) -> ssl.SSLContext:
+    """For one connection, with the authority and the signed time of this moment; control writes both."""
+    path = IdentityFiles(layout).authority_path
+    try:
+        authority = path.read_bytes()
+    except OSError as error:
+        raise DeviceError(f"{path} cannot be read ({error.strerror})", remedy="enrol the device again") from error
+    clock = TrustedClock(layout.trust / CLOCK_FILE)
+    return server_context(authority, lambda: clock.floor_ms)

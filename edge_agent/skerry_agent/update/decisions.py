@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
 from skerry_agent.update.desired import Instruction
+from skerry_agent.update.download import FULL
 from skerry_agent.update.journal import Journal
 from skerry_agent.update.slots import Pointer
 from skerry_agent.update.update_machine import FAILURES_BEFORE_QUARANTINE, Event
@@ -96,3 +98,13 @@ class Probation:
         if left > 0:
             return None, f"on probation for {left:.0f} s more"
         return Event.HEALTHY, f"{sight.requests} requests, {sight.errors} errors"
+
+
+def disk_trouble(error: OSError) -> str:
+    """What an update waits for after ``error``, for people."""
+    why = f"{error.strerror or type(error).__name__} ({error.filename or 'data directory'})"
+    if error.errno in FULL:
+        return f"waits for free space: {why}"
+    if error.errno == errno.EROFS:
+        return f"waits for a disk that can be written: {why}"
+    return f"the disk fails: {why}"

@@ -60,6 +60,10 @@ class Instruction:
         """Digest of its bundle (hexadecimal); empty if none is named."""
         return "" if self.manifest is None else self.manifest.bundle_sha256.hex()
 
+    def names_same(self, other: Instruction) -> bool:
+        """Whether both name the same release: not only the same files, for a slot holds the manifest too."""
+        return (self.release_id, self.digest) == (other.release_id, other.digest)
+
 
 def open_instruction(payload: bytes, verifier: EnvelopeVerifier, device_id: str) -> Instruction:
     """Verify the two envelopes and parse what they hold.

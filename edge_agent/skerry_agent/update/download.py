@@ -56,6 +56,11 @@ class FileDownload:
         self._map_file = -1
 
     @property
+    def begun(self) -> bool:
+        """Whether something of it is on disk already."""
+        return self._part.exists()
+
+    @property
     def done(self) -> int:
         """Chunks on disk."""
         return sum(self._have)

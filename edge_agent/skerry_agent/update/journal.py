@@ -1,8 +1,17 @@
 """What the update machine writes down before it acts, so that a restart goes on where the last process stopped.
 
-One JSON document, replaced as a whole. A document of another version, or one that cannot be read, is put aside and
-answered by an empty journal in state *idle*: the updater then sees an uncommitted slot pointer, if there is one, and
-rolls it back. A state that this version does not know comes out as *rolled_back*, with everything else kept.
+One JSON document with its version, replaced as a whole. One of an earlier version is brought to this one step by step
+(:data:`UPGRADES`). One of a later version is left alone and raises :class:`NewerJournalError`: an agent that was
+downgraded must not undo what it does not understand. One that cannot be read at all is put aside and answered by an
+empty journal in state *idle*: the updater then sees an uncommitted slot pointer, if there is one, and rolls it back. A
+state that this version does not know comes out as *rolled_back*, with everything else kept.
+
+======= ====================================================================================
+version what it brought
+======= ====================================================================================
+1       the first; documents without a version are of this one
+2       ``approved``, and the state *need*
+======= ====================================================================================
 """
 
 from __future__ import annotations
@@ -11,6 +20,7 @@ import base64
 import binascii
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +30,26 @@ from skerry_agent.files import DISK, Disk
 from skerry_agent.update.update_machine import State
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
+#: What makes a document of a version one of the next, by the version that it has.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda document: document | {"approved": 0}}
 #: Bundle digests whose failures are remembered; the oldest is forgotten first.
 REMEMBERED_DIGESTS = 64
+
+
+class NewerJournalError(Exception):
+    """The journal was written by a later version of the agent; it is untouched.
+
+    Attributes:
+        version: Its version.
+    """
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        super().__init__(
+            f"the update journal is of version {version}, this agent knows versions up to {VERSION}:"
+            " updates wait for a newer agent"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,8 @@ class Journal:
         resumes: Restarts that found ``state`` unfinished.
         failures: Failed attempts by bundle digest (hexadecimal), oldest first.
         signed_ms: Latest moment of issue that a trusted signature has vouched for (Unix ms): a floor for the clock.
+        approved: Version under which the signed metadata approved ``target``, known from *activating* on; 0 before,
+            and in an update that an earlier version of the agent began.
     """
 
     state: State = State.IDLE
@@ -50,6 +79,7 @@ class Journal:
     resumes: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     signed_ms: int = 0
+    approved: int = 0
 
 
 def count_failure(journal: Journal, digest: str) -> Journal:
@@ -83,7 +113,12 @@ def write_journal(layout: AgentLayout, journal: Journal, disk: Disk = DISK) -> N
 
 
 def read_journal(layout: AgentLayout, disk: Disk = DISK) -> Journal:
-    """Read the journal; see the module for what becomes of a broken one."""
+    """Read the journal; see the module for what becomes of a broken one.
+
+    Raises:
+        NewerJournalError: It was written by a later version of the agent.
+        OSError: The disk failed.
+    """
     path = journal_path(layout)
     try:
         data = path.read_bytes()
@@ -99,8 +134,12 @@ def read_journal(layout: AgentLayout, disk: Disk = DISK) -> Journal:
 
 
 def _parse(document: dict[str, Any]) -> Journal:
-    if document["version"] != VERSION:
-        raise ValueError(f"version {document['version']!r} is not {VERSION}")
+    version = int(document.get("version", 1))
+    if version > VERSION:
+        raise NewerJournalError(version)
+    while version < VERSION:
+        document = UPGRADES[version](document)
+        version += 1
     state, detail = State.ROLLED_BACK, str(document["detail"])
     if document["state"] in set(State):
         state = State(document["state"])
@@ -117,4 +156,5 @@ def _parse(document: dict[str, Any]) -> Journal:
         resumes=int(document["resumes"]),
         failures={str(key): int(value) for key, value in document["failures"].items()},
         signed_ms=int(document["signed_ms"]),
+        approved=int(document["approved"]),
     )

@@ -10,8 +10,9 @@ from dataclasses import replace
 from skerry_agent.config import AgentLayout
 from skerry_agent.errors import ArtifactError
 from skerry_agent.files import DISK, Disk
+from skerry_agent.update.pointer import Pointer, SlotName, go_back, read_pointer, write_pointer
 from skerry_agent.update.ports import Serving
-from skerry_agent.update.slots import Pointer, SlotName, read_pointer, read_slot, remove_pointer, write_pointer
+from skerry_agent.update.slots import read_slot
 from skerry_agent.update.stage import inactive_slot
 from skerry_contract.signing import EnvelopeVerifier
 
@@ -88,15 +89,8 @@ class PointerKeeper:
     def restore(self) -> None:
         """Point back to the release before, if the present one is not committed."""
         pointer = self.read()
-        if pointer is None or pointer.committed:
-            return
-        if pointer.previous_slot is None:
-            log.warning("release %s goes, and there is none before it", pointer.release_id)
-            remove_pointer(self._layout, self._disk)
-            return
-        log.warning("release %s goes back to %s", pointer.release_id, pointer.previous_release)
-        back = Pointer(pointer.previous_slot, pointer.previous_release, committed=True)
-        write_pointer(self._layout, back, self._disk)
+        if pointer is not None and not pointer.committed:
+            go_back(self._layout, pointer, self._disk)
 
     def align(self) -> str:
         """Ask serving to answer with the committed release if it answers with another one.

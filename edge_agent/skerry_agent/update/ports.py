@@ -21,12 +21,83 @@ class DownloadProgress:
         total: Chunks in all.
         finished: Whether every file is there (not yet verified as a whole).
         waits_for: What it waits for, for people; empty while chunks come.
+        note: What did not go as it should and was dealt with (a file fetched whole after its delta failed), for people.
     """
 
     done: int
     total: int
     finished: bool
     waits_for: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ApprovalRequest:
+    """A release that a desired state names.
+
+    Attributes:
+        task: Its task; the signed metadata delegates each task to a role of its own.
+        release_id: Which release.
+        envelope: The signed envelope of its manifest, exactly as it came: the content of the TUF target.
+    """
+
+    task: str
+    release_id: str
+    envelope: bytes
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What the signed metadata say of a release.
+
+    Attributes:
+        approved: Whether it may be installed here now.
+        final: Whether a refusal stands for this desired state; False: it may change with newer metadata or a right
+            clock, ask again.
+        detail: Why not, or what is waited for, for people.
+        version: Number under which the release is approved; counts up per task. 0 unless approved.
+    """
+
+    approved: bool
+    final: bool
+    detail: str
+    version: int = 0
+
+
+class Approvals(Protocol):
+    """Asks the signed metadata (The Update Framework) whether a release may be installed."""
+
+    def ask(self, request: ApprovalRequest) -> None:
+        """Begin; an earlier question that is open is given up."""
+        ...
+
+    def poll(self) -> Approval | None:
+        """The answer, once; None while there is none."""
+        ...
+
+    def committed(self, task: str, version: int) -> None:
+        """A release approved under ``version`` was committed: nothing below it is approved for ``task`` any more.
+
+        Raises:
+            OSError: That could not be written down.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Give up an open question."""
+        ...
+
+
+class InstallPolicy(Protocol):
+    """What the owner of the device allows of updates, and when; every answer is for now."""
+
+    def window(self) -> str:
+        """Why an update may not be begun or switched to now, for people; empty if it may."""
+        ...
+
+    def network(self, transfer_bytes: int) -> str:
+        """Why so many bytes may not be downloaded over the present network, for people; empty if they may."""
+        ...
 
 
 class Downloads(Protocol):

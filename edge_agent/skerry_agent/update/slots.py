@@ -1,19 +1,17 @@
 """Two slots and a pointer: what answers, and what answered before.
 
 A slot is a folder with the files of one release at their bundle paths, and ``manifest.pb``, the signed envelope that
-vouches for them. The pointer is one small file that is replaced by rename, so there is never half a switch.
+vouches for them. Which slot answers says :mod:`skerry_agent.update.pointer`, whose names are here too.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.errors import ArtifactError
-from skerry_agent.files import DISK, Disk
+from skerry_agent.update.pointer import Pointer, SlotName, other_slot, read_pointer, remove_pointer, write_pointer
 from skerry_contract.errors import ContractError
 from skerry_contract.manifest import parse_manifest
 from skerry_contract.signing import RELEASE, EnvelopeVerifier
@@ -21,27 +19,19 @@ from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_contract.v1.release_pb2 import ReleaseManifest
 from skerry_contract.wire import parse_message
 
-SlotName = Literal["a", "b"]
+__all__ = [
+    "MANIFEST",
+    "Pointer",
+    "SlotContent",
+    "SlotName",
+    "other_slot",
+    "read_pointer",
+    "read_slot",
+    "remove_pointer",
+    "slot_folder",
+    "write_pointer",
+]
 MANIFEST = "manifest.pb"
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """What the pointer file says.
-
-    Attributes:
-        slot: The slot that answers.
-        release_id: Release in it.
-        committed: False while the release is on probation: a restart that finds it unhealthy goes back.
-        previous_slot: Slot of the last committed release, to go back to; None if there is none.
-        previous_release: Release in it; empty if there is none.
-    """
-
-    slot: SlotName
-    release_id: str
-    committed: bool
-    previous_slot: SlotName | None = None
-    previous_release: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,54 +58,6 @@ class SlotContent:
 def slot_folder(layout: AgentLayout, slot: SlotName) -> Path:
     """Folder of a slot."""
     return layout.slots / slot
-
-
-def other_slot(slot: SlotName) -> SlotName:
-    """The one that is not ``slot``."""
-    return "b" if slot == "a" else "a"
-
-
-def read_pointer(layout: AgentLayout) -> Pointer | None:
-    """The pointer, or None on a device that never had a release.
-
-    Raises:
-        ArtifactError: The file is there but broken.
-    """
-    try:
-        document = json.loads(layout.pointer.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ArtifactError("", f"the slot pointer {layout.pointer} is broken: {error}") from error
-    try:
-        slot, previous = document["slot"], document["previous_slot"]
-        if slot not in ("a", "b") or previous not in ("a", "b", None):
-            raise ValueError(f"slots {slot!r} and {previous!r}")
-        return Pointer(
-            slot=cast("SlotName", slot),
-            release_id=str(document["release_id"]),
-            committed=bool(document["committed"]),
-            previous_slot=cast("SlotName | None", previous),
-            previous_release=str(document["previous_release"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError("", f"the slot pointer {layout.pointer} is broken: {error}") from error
-
-
-def write_pointer(layout: AgentLayout, pointer: Pointer, disk: Disk = DISK) -> None:
-    """Replace the pointer durably.
-
-    Raises:
-        OSError: It could not be written; the old one stands.
-    """
-    disk.make_folder(layout.slots)
-    disk.write_atomically(layout.pointer, json.dumps(pointer.__dict__, sort_keys=True).encode())
-
-
-def remove_pointer(layout: AgentLayout, disk: Disk = DISK) -> None:
-    """Go back to a device without a release: its first one did not hold."""
-    disk.unlink(layout.pointer)
-    disk.sync_folder(layout.slots)
 
 
 def read_slot(layout: AgentLayout, slot: SlotName, verifier: EnvelopeVerifier) -> SlotContent:

@@ -86,11 +86,11 @@ def wait_for_state(group: DaemonGroup, folder: Path, log: Path, *, seconds: floa
 def enroll_device(client: ControlPlaneClient, settings: DemoSettings, device_id: str, client_name: str) -> None:
     """Enrol one device with a single-use token, as a device engineer would, and set the demo's reporting pace."""
     folder = settings.agent_folder(device_id)
-    token = client.post("/v1/enrollment-tokens", {"ttl_s": 600})["token"]
+    made = client.post("/v1/enrollment-tokens", {"ttl_s": 600})
     done = subprocess.run(
         command(
-            "skerry-agent", "enroll", "--server", client.url, "--token", str(token), "--device-id", device_id,
-            "--label", f"data={client_name}", "--data-dir", folder, "--force",
+            "skerry-agent", "enroll", "--server", str(made["server"]), "--token", str(made["token"]),
+            "--device-id", device_id, "--label", f"data={client_name}", "--data-dir", folder, "--force",
         ),
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
