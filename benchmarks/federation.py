@@ -3,9 +3,10 @@
 ``python benchmarks/federation.py [--json FILE] [--rounds N] [--nodes N] [--no-stock]``
 
 Both run two devices that add one to every parameter, so that a round is nothing but transport, waiting and averaging.
-*Ours*: ``flower-superlink --isolation process``, the agent's long-lived node, the server's round loop and streaming
-mean. *Stock*: ``flower-superlink``, ``flower-supernode`` and Flower's FedAvg as an app. *Bytes*: the same payload over
-one loopback TCP connection, in as many directions as a round moves it: the limit. The first round of each is left out.
+*Ours*: the SuperLink as ``skerry up`` starts it (TLS, registered node keys), the agent's long-lived node, the server's
+round loop and streaming mean. *Stock*: ``flower-superlink``, ``flower-supernode`` and Flower's FedAvg as an app, all
+without TLS. *Bytes*: the same payload over one loopback TCP connection, in as many directions as a round moves it: the
+limit. The first round of each is left out.
 Before a figure counts, the averaged model must equal the round's number.
 """
 
@@ -38,8 +39,15 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import numpy as np
 
+from skerry_agent.config import AgentLayout
+from skerry_agent.identity.node_key import node_public_key
 from skerry_contract.campaign import TRAIN, EvaluateInstruction, EvaluateReply, TrainInstruction, TrainReply
 from skerry_contract.tensors import decode_bundle, encode_bundle
+from skerry_server import superlink
+from skerry_server.config import ServerConfig, ServerLayout
+from skerry_server.fleet.authority import CertificateAuthority, utc_now
+from skerry_server.superlink import SuperLinkAccess
+from skerry_server.supervision.child import http_ready
 
 SIZES = {"1 thousand floats": 1_000, "5 million floats (20 MB)": 5_000_000}
 STARTUP_S = 120.0
@@ -121,13 +129,23 @@ class AddsOne:
 
 
 def node_main(address: str, folder: str) -> None:
-    """A node process: ``federation.py --node ADDRESS FOLDER``."""
-    from skerry_agent.training.flower_node import FlowerNode, NodeIdentity
+    """A node process: ``federation.py --node ADDRESS FOLDER``, with the authority's certificate in the folder above."""
+    from skerry_agent.identity.node_key import load_node_key
+    from skerry_agent.identity.tls import server_context
+    from skerry_agent.training.flower_node import FlowerNode
+    from skerry_agent.training.node_hint import NodeHint
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     path = Path(folder)
-    FlowerNode(address, NodeIdentity(path / "node.json"), AddsOne(path.name)).run(stop)
+    authority = (path.parent / "pki" / "ca.pem").read_bytes()
+    FlowerNode(
+        address,
+        load_node_key(AgentLayout(path)),
+        NodeHint(path / "node.json"),
+        AddsOne(path.name),
+        tls=lambda: server_context(authority, lambda: 0),
+    ).run(stop)
 
 
 def free_port() -> int:
@@ -170,7 +188,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = STARTU
 
 
 def answers(port: int) -> bool:
-    """Whether a SuperLink answers."""
+    """Whether a SuperLink without TLS answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as response:
             return bool(response.status == 200)
@@ -179,14 +197,33 @@ def answers(port: int) -> bool:
 
 
 @contextmanager
-def superlink(folder: Path, *options: str) -> Iterator[int]:
-    """A SuperLink with its database on disk; yields its port."""
+def stock_superlink(folder: Path) -> Iterator[int]:
+    """Flower's own SuperLink with its database on disk; yields its port."""
     port = free_port()
     command = [program("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--database", str(folder / "state.db"), "--disable-runtime-dependency-installation", *options]
+    command += ["--database", str(folder / "state.db"), "--disable-runtime-dependency-installation"]
     with running(command, folder / "superlink.log", folder / "home"):
         wait_for(lambda: answers(port), "the SuperLink")
         yield port
+
+
+@contextmanager
+def our_superlink(folder: Path) -> Iterator[SuperLinkAccess]:
+    """The SuperLink of a control plane in ``folder``; yields how to reach it."""
+    layout = ServerLayout(folder)
+    authority = CertificateAuthority.create(now=utc_now())
+    authority.save(layout.pki)
+    server = authority.issue_server(["127.0.0.1"], now=utc_now())
+    layout.server_certificate.write_bytes(server.certificate_pem)
+    layout.server_key.write_bytes(server.key_pem)
+    layout.superlink.mkdir()
+    unused = dict.fromkeys(("api_port", "grpc_port", "broker_port", "broker_tls_port", "broker_data_port"), 1)
+    config = ServerConfig(**unused, device_port=1, superlink_port=free_port())
+    access = superlink.access(config, layout)
+    ready = http_ready(f"https://{access.address}{superlink.HEALTH_PATH}", authority=access.authority)
+    with running(superlink.command(config, layout), folder / "superlink.log", folder / "home"):
+        wait_for(lambda: ready(0), "the SuperLink")
+        yield access
 
 
 def ours(folder: Path, size: int, rounds: int, nodes: int) -> list[float]:
@@ -194,19 +231,23 @@ def ours(folder: Path, size: int, rounds: int, nodes: int) -> list[float]:
     from skerry_server.federation.aggregation import StreamingMean
     from skerry_server.federation.exchange import Broadcast
     from skerry_server.federation.flower import FlowerRun
+    from skerry_server.federation.flower_nodes import FlowerNodes
     from skerry_server.federation.round_loop import RoundCollector, RoundRules
     from skerry_server.federation.updates import read_update
 
     with ExitStack() as stack:
-        port = stack.enter_context(superlink(folder, "--isolation", "process"))
+        access = stack.enter_context(our_superlink(folder))
+        registry = FlowerNodes(access)
+        stack.callback(registry.close)
         identities: dict[str, Path] = {}
         for number in range(nodes):
             home = folder / f"device-{number}"
             home.mkdir()
             identities[home.name] = home / "node.json"
-            command = [sys.executable, __file__, "--node", f"127.0.0.1:{port}", str(home)]
+            registry.register(home.name, node_public_key(AgentLayout(home)))
+            command = [sys.executable, __file__, "--node", access.address, str(home)]
             stack.enter_context(running(command, folder / f"{home.name}.log", folder / "home"))
-        run = stack.enter_context(FlowerRun(f"127.0.0.1:{port}", lock=folder / "submit.lock"))
+        run = stack.enter_context(FlowerRun(access, lock=folder / "submit.lock"))
         wait_for(lambda: len(run.nodes()) == nodes, "the nodes")
         devices = {name: int(json.loads(path.read_text())["node_id"]) for name, path in identities.items()}
         collector = RoundCollector(run, lambda: devices)
@@ -256,7 +297,7 @@ def stock(folder: Path, size: int, rounds: int, nodes: int) -> list[float]:
     moments = folder / "moments.jsonl"
     moments.touch()
     with ExitStack() as stack:
-        port = stack.enter_context(superlink(folder))
+        port = stack.enter_context(stock_superlink(folder))
         for number in range(nodes):
             command = [program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
             command += ["--port", str(free_port()), "--node-config", f"partition-id={number}"]

@@ -505,7 +505,8 @@ def _install(network: Network, root: Path) -> AgentLayout:
             "device_id": "bench",
             "broker_host": "127.0.0.1",
             "broker_port": 1,
-            "broker_password": "unused",
+            "broker_data_port": 1,
+            "device_api": "https://127.0.0.1:1",
             "superlink_address": "127.0.0.1:1",
             "release_keys": [signer.public_key.hex()],
         }

@@ -37,3 +37,13 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.02)
 
     return wait
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have counted: each ``record_property("summary", text)``."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    texts = [str(text) for report in reports for name, text in report.user_properties if name == "summary"]
+    if texts:
+        terminalreporter.section("counted")
+        for text in texts:
+            terminalreporter.line(text)

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from integration.control.device import enrolled
-from integration.link.broker import free_port
 from skerry_agent.config import AgentLayout
 from skerry_agent.errors import DeviceError
 from skerry_agent.supervisor import ChildSpec, supervise
@@ -54,7 +54,7 @@ def short_dir() -> Iterator[Path]:
 
 
 def test_every_child_that_is_killed_comes_back(short_dir: Path, wait_until: Wait) -> None:
-    layout = enrolled(short_dir / "d", free_port())
+    layout = enrolled(short_dir / "d", None)
     with (short_dir / "out").open("wb") as out:
         agent = subprocess.Popen(
             [*COMMAND, "run", "--data-dir", str(layout.root)], stdout=out, stderr=out, env=os.environ
@@ -78,6 +78,7 @@ def test_every_child_that_is_killed_comes_back(short_dir: Path, wait_until: Wait
         assert status.returncode == 0, status.stderr
         said = json.loads(status.stdout)
         assert said["running"] is True
+        assert datetime.fromisoformat(said["certificate_until"]) > datetime.now(UTC)
         assert set(said["processes"]) == {"control", "serving", "training"}
         assert (said["device_id"], said["release_id"], said["update_state"]) == ("press-07", "", "idle")
         second = subprocess.run(

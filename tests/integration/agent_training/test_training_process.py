@@ -13,43 +13,17 @@ from integration.federation.rig import (
     Agent,
     SuperLink,
     TrainableBundle,
-    build_bundle,
-    free_port,
     install,
     poll,
     sign_bundle,
 )
-from skerry_server.config import ServerConfig, ServerLayout
 from unit.agent_training.linear_graphs import linear_graphs
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> TrainableBundle:
-    return build_bundle(tmp_path_factory.mktemp("bundle") / "files")
-
-
-@pytest.fixture(scope="module")
-def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
-    port = free_port()
-    config = ServerConfig(
-        api_port=1,
-        grpc_port=1,
-        broker_port=1,
-        superlink_port=port,
-    )
-    link = SuperLink(ServerLayout(tmp_path_factory.mktemp("server")), config)
-    link.start()
-    yield link
-    link.kill(signal.SIGTERM)
-
-
-def port_of(link: SuperLink) -> int:
-    return int(link.url.rpartition(":")[2])
 
 
 @pytest.fixture
 def agent(tmp_path: Path, bundle: TrainableBundle, link: SuperLink) -> Iterator[Agent]:
-    agent = Agent(tmp_path / "phone", "phone", bundle, port_of(link))
+    agent = Agent(tmp_path / "phone", "phone", bundle, link)
+    assert link.nodes.register(agent.device_id, agent.public_key())
     yield agent
     agent.kill()
 
@@ -103,10 +77,37 @@ def test_it_outlives_the_superlink_with_and_without_its_memory(agent: Agent, lin
     for file in Path(link.environment["FLWR_HOME"]).glob("state.db*"):
         file.unlink()
     link.start()
-    poll(lambda: agent.node_id() not in ("0", node), what="the node registers again", seconds=60)
+    poll(lambda: "does not admit this device's key" in str(agent.status()["detail"]), what="it says so", seconds=60)
+    assert agent.node_id() == "0"
+    assert link.nodes.register(agent.device_id, agent.public_key())
+    poll(lambda: agent.node_id() not in ("0", node), what="the node is another", seconds=60)
     assert node_status(link, agent.node_id()) == "online"
     assert agent.process is not None
     assert agent.process.poll() is None
+
+
+def test_it_waits_until_it_is_registered_and_is_cut_off_when_it_is_revoked(
+    tmp_path: Path, bundle: TrainableBundle, link: SuperLink
+) -> None:
+    stranger = Agent(tmp_path / "watch", "watch", bundle, link)
+    stranger.start()
+    try:
+        refused = "does not admit this device's key"
+        poll(lambda: refused in str(stranger.status().get("detail")), what="it is refused", seconds=60)
+        assert stranger.node_id() == "0"
+        assert link.nodes.register("watch", stranger.public_key())
+        poll(stranger.joined, what="it joins once it is registered", seconds=60)
+        node = stranger.node_id()
+
+        link.nodes.unregister(int(node))
+        poll(lambda: refused in str(stranger.status().get("detail")), what="it is cut off", seconds=30)
+        assert stranger.node_id() == "0"
+        assert node_status(link, node) == "unregistered"
+        assert not link.nodes.register("watch", stranger.public_key())  # a key that was cut off is never taken again
+        assert stranger.process is not None
+        assert stranger.process.poll() is None
+    finally:
+        stranger.kill()
 
 
 def test_it_stays_out_until_its_golden_step_comes_out_right(

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from skerry_contract.manifest import bundle_digest, describe_folder
 from skerry_contract.signing import RELEASE
 from skerry_contract.v1.release_pb2 import ReleaseManifest, Variant
+from skerry_server import server_identity
 from skerry_server.audit import ledger
 from skerry_server.clock import now_ms
 from skerry_server.config import ServerConfig, ServerLayout
@@ -37,6 +38,7 @@ from skerry_server.store.tables import (
     Rollout,
     RolloutDevice,
 )
+from skerry_server.trust import service as trust
 
 #: Role to the token that has it.
 TOKENS = {role: f"token-of-{role}" for role in ("viewer", "operator", "approver", "admin")}
@@ -61,6 +63,8 @@ def make_context(folder: Path) -> Seeded:
     layout.admin_token.write_text(TOKENS["admin"] + "\n")
     for password in (layout.server_password, layout.operator_password):
         password.write_text("a-password-of-mqtt")
+    server_identity.ensure(config, layout)
+    trust.ensure(layout, config.trust)
     context = open_context(folder)
     Base.metadata.create_all(context.database.engine)
     with context.database.transaction() as session:
@@ -73,7 +77,7 @@ def make_context(folder: Path) -> Seeded:
 
 def write_config(layout: ServerLayout) -> ServerConfig:
     """Write a configuration with ports that are free now."""
-    names = ["api_port", "grpc_port", "broker_port", "superlink_port"]
+    names = [name for name, field in ServerConfig.model_fields.items() if field.is_required()]
     config = ServerConfig.model_validate(dict(zip(names, free_ports(len(names)), strict=True)))
     layout.config.write_text(config.model_dump_json())
     return config
@@ -146,6 +150,7 @@ def add_release(session: Session, context: ServerContext, number: int, **columns
         candidate_id=f"candidate-{number}",
         bundle_sha256=manifest.bundle_sha256.hex(),
         envelope=context.signer.sign(RELEASE, manifest.SerializeToString()).SerializeToString(),
+        approved_version=number,
         created_ms=at_ms,
         **values,
     )

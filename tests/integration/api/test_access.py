@@ -48,6 +48,7 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None, str]] = [
     ("POST", "/v1/incidents/{incident_id}/dismiss", {}, "approver"),
     ("POST", "/v1/incidents/{incident_id}/report", None, "operator"),
     ("GET", "/v1/incidents/{incident_id}/report", None, "viewer"),
+    ("GET", "/v1/trust", None, "viewer"),
     ("GET", "/v1/policies", None, "viewer"),
     ("PUT", "/v1/policies/{name}", {"task": "digits"}, "admin"),
     ("GET", "/v1/audit", None, "viewer"),
@@ -60,7 +61,7 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None, str]] = [
     ("GET", "/metrics", None, "viewer"),
 ]
 #: Answered without an API token; the event stream is tried where a real server can end it.
-OPEN = {("POST", "/v1/enroll"), ("GET", "/healthz")}
+OPEN = {("GET", "/healthz")}
 STREAMS = {("GET", "/v1/events")}
 
 

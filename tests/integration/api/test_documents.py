@@ -12,6 +12,7 @@ from integration.api.seeding import TOKENS, Seeded, add_campaign, add_job, add_r
 from skerry_contract.signing import Ed25519Signer, Ed25519Verifier
 from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_server.audit import ledger
+from skerry_server.fleet.authority import CertificateAuthority
 from skerry_server.store.tables import Incident, Job
 
 
@@ -214,8 +215,6 @@ def test_health_needs_no_token_and_fails_with_the_store(client: TestClient, seed
         ("POST", "/v1/campaigns", {"task": "digits", "strategy": "magic"}, 422, "strategy"),
         ("POST", "/v1/campaigns", {"task": "digits", "settings": {"rounds": 0}}, 422, None),
         ("POST", "/v1/enrollment-tokens", {"ttl_s": 1}, 422, "ttl_s"),
-        ("POST", "/v1/enroll", {"token": "wrong", "device_id": "a", "device_class": "x86_64"}, 422, "token"),
-        ("POST", "/v1/enroll", {"token": "t", "device_id": "A B", "device_class": "x86_64"}, 422, "device_id"),
         ("POST", "/v1/candidates/nope/publish", None, 404, "candidate"),
         ("POST", "/v1/incidents/incident-77aa88bb99cc/dismiss", {}, 409, ""),
         ("POST", "/v1/incidents/incident-9d3e5a7c1b20/approve", {"reason": "x" * 501}, 422, "reason"),
@@ -260,34 +259,23 @@ def test_a_body_over_a_mebibyte_is_too_large(client: TestClient) -> None:
     answer = client.post("/v1/cohorts", content=b"x" * (1 << 20) + b"x", headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["kind"]) == (413, "too-large")
     streamed = client.post(
-        "/v1/enroll", content=iter([b"x" * 600_000] * 2), headers={"content-type": "application/json"}
+        "/v1/cohorts", content=iter([b"x" * 600_000] * 2), headers={"content-type": "application/json"}
     )
     assert streamed.status_code == 413
 
 
-def test_enrolment_end_to_end(client: TestClient, seeded: Seeded) -> None:
+def test_an_enrolment_token_comes_with_where_to_use_it(client: TestClient, seeded: Seeded) -> None:
     made = client.post(
         "/v1/enrollment-tokens",
         json={"labels": {"site": "north"}},
         headers={"authorization": f"Bearer {TOKENS['operator']}"},
     )
-    body = {"token": made.json()["token"], "device_id": "press-99", "device_class": "aarch64", "labels": {"line": "9"}}
-    answer = client.post("/v1/enroll", json=body, headers={"authorization": ""})
-    assert answer.status_code == 201
-    enrolled = answer.json()
-    assert set(enrolled) == {
-        "device_id",
-        "broker_host",
-        "broker_port",
-        "broker_password",
-        "superlink_address",
-        "release_keys",
-    }
-    assert enrolled["broker_port"] == seeded.context.config.broker_port
-    assert client.get("/v1/devices/press-99").json()["labels"] == {"site": "north", "line": "9"}
-    second = client.post("/v1/enroll", json=body | {"device_id": "press-98"})
-    assert (second.status_code, second.json()["error"]["field"]) == (422, "token")
-    assert client.get("/v1/devices/press-98").status_code == 404
+    document = made.json()
+    authority = CertificateAuthority.load(seeded.context.layout.pki)
+    assert document["token"].split(".")[1] == authority.fingerprint[:32]
+    assert document["server"] == f"https://127.0.0.1:{seeded.context.config.device_port}"
+    assert document["labels"] == {"site": "north"}
+    assert client.post("/v1/enroll", json={}).status_code == 404  # devices enrol at a door of their own
 
 
 def test_a_training_and_a_policy_and_decisions_are_carried_out(client: TestClient) -> None:

@@ -50,11 +50,11 @@ def test_operation_identifiers_are_unique(client: TestClient) -> None:
     assert len(set(identifiers)) == len(identifiers)
 
 
-def test_all_but_enrolment_and_health_ask_for_the_token(client: TestClient) -> None:
+def test_all_but_health_ask_for_the_token(client: TestClient) -> None:
     document = client.get("/v1/openapi.json").json()
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     without = {name for name, operation in _operations(document) if not operation.get("security")}
-    assert without == {"POST /v1/enroll", "GET /healthz"}
+    assert without == {"GET /healthz"}
 
 
 def test_failures_are_described_by_one_schema(client: TestClient) -> None:

@@ -82,7 +82,7 @@ def test_the_event_stream_needs_a_token(seeded: Seeded, url: str) -> None:
         assert (answer.status_code, answer.json()["error"]["kind"]) == (401, "unauthenticated")
 
 
-@pytest.mark.parametrize("door", ["api_port", "grpc_port"])
+@pytest.mark.parametrize("door", ["api_port", "grpc_port", "device_port"])
 def test_a_busy_port_is_told_and_no_door_opens(seeded: Seeded, door: str) -> None:
     busy = getattr(seeded.context.config, door)
     other = seeded.context.config.grpc_port if door == "api_port" else seeded.context.config.api_port

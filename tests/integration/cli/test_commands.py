@@ -190,6 +190,10 @@ def test_tokens_are_made_used_and_revoked(skerry: Skerry, capsys: pytest.Capture
     capsys.readouterr()
     enrolment = skerry("device", "token", "--ttl", "600", "--label", "site=north", "--json").document()
     assert enrolment["labels"] == {"site": "north"}
+    command = f"skerry-agent enroll --server {enrolment['server']} --token {enrolment['token']} --device-id NAME"
+    assert enrolment["command"] == command
+    shown = skerry("device", "token").out.splitlines()
+    assert shown[-1].startswith(f"skerry-agent enroll --server {enrolment['server']} --token enroll-")  # on one line
 
 
 def test_a_broken_ledger_is_exit_code_one(skerry: Skerry, seeded: Seeded) -> None:

@@ -1,12 +1,15 @@
-"""The server's side of the broker for tests: the real link and chunk server, and lists of what devices said."""
+"""The server's side of the broker for tests: the real link and chunk server, signed metadata, and lists of what devices
+said."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
 
+from integration.control.metadata import SignedMetadata
 from skerry_contract.topics import DeviceTopic, device_topic, every_device_filter
-from skerry_contract.v1.device_pb2 import Presence, ReportedState
+from skerry_contract.v1.common_pb2 import SignedEnvelope
+from skerry_contract.v1.device_pb2 import DesiredState, Presence, ReportedState
 from skerry_contract.v1.telemetry_pb2 import UplinkAck, UplinkMessage
 from skerry_server.controllers import ControllerRunner
 from skerry_server.delivery.chunk_server import ChunkServer
@@ -46,6 +49,7 @@ class ControlPlane:
         self.link = ServerLink(host="127.0.0.1", port=port, username="server", password="x", client_id="test-server")
         self.artifacts = MemoryArtifacts(blobs)
         self.chunks = ChunkServer(self.link, self.artifacts)
+        self.metadata = SignedMetadata(self.link)
         self.acknowledging = True
         self._lock = threading.Lock()
         self._reported: dict[str, ReportedState] = {}
@@ -63,12 +67,17 @@ class ControlPlane:
         connected = threading.Event()
         self.link.on_connected(connected.set)
         assert connected.wait(timeout=20), "the control plane has no connection"
+        self.link.on_connected(self._publish_metadata)
 
     def stop(self) -> None:
         self._runner.stop(deadline_s=10)
         self.link.stop()
 
     def desire(self, payload: bytes, device_id: str = DEVICE) -> None:
+        """Approve the release that a desired state names, and publish the state."""
+        state = DesiredState.FromString(SignedEnvelope.FromString(payload).payload)
+        if state.HasField("release"):
+            self.metadata.approve(state.release)
         self.link.publish(device_topic(device_id, DeviceTopic.DESIRED), payload, retain=True).result(timeout=10)
 
     def reported(self, device_id: str = DEVICE) -> ReportedState:
@@ -82,6 +91,9 @@ class ControlPlane:
     def uplinks(self) -> list[UplinkMessage]:
         with self._lock:
             return list(self._uplinks)
+
+    def _publish_metadata(self) -> None:
+        self.metadata.publish()
 
     def _on_reported(self, topic: str, payload: bytes) -> None:
         state = ReportedState.FromString(payload)

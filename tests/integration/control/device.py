@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +12,13 @@ from typing import Any
 
 import grpc
 
+from integration.control.metadata import trust_anchor
+from integration.link.broker import Broker, free_port
+from integration.link.identity import give_identity
 from skerry_agent.config import AgentConfig, AgentLayout
 from skerry_agent.control.process import run
+from skerry_agent.trust.anchor import keep_root
+from skerry_agent.trust.places import TrustPlaces
 from skerry_agent.update.ports import ProofResult
 from skerry_agent.update.slots import SlotName, read_pointer, read_slot
 from skerry_contract.v1.agent_local_pb2 import ActivateRequest, ServingStatus, ServingStatusRequest
@@ -20,15 +26,25 @@ from skerry_contract.v1.agent_local_pb2_grpc import ServingAdminServicer, add_Se
 from unit.update.releases import DEVICE, SIGNER, VERIFIER
 
 
-def enrolled(root: Path, broker_port: int, device_id: str = DEVICE, **settings: Any) -> AgentLayout:
-    """A data directory as ``skerry-agent enroll`` leaves it."""
+def enrolled(
+    root: Path,
+    broker: Broker | None,
+    device_id: str = DEVICE,
+    *,
+    identity: dict[str, Any] | None = None,
+    **settings: Any,
+) -> AgentLayout:
+    """A data directory as ``skerry-agent enroll`` leaves it; without a broker, its ports are closed ones."""
     layout = AgentLayout(root)
     layout.run.mkdir(parents=True)
+    give_identity(layout, device_id, **(identity or {}))
+    keep_root(TrustPlaces(layout.trust), trust_anchor()[1].data)
     values: dict[str, Any] = {
         "device_id": device_id,
         "broker_host": "127.0.0.1",
-        "broker_port": broker_port,
-        "broker_password": "secret",
+        "broker_port": free_port() if broker is None else broker.tls_port,
+        "broker_data_port": free_port() if broker is None else broker.data_port,
+        "device_api": f"https://127.0.0.1:{free_port()}",
         "superlink_address": "127.0.0.1:9",
         "release_keys": [SIGNER.public_key.hex()],
         "reconnect_seconds": 0.5,
@@ -114,9 +130,10 @@ class ReadingProver:
 class Device:
     """Control in a thread, beside a fake serving process."""
 
-    def __init__(self, layout: AgentLayout) -> None:
+    def __init__(self, layout: AgentLayout, *, wall: Callable[[], float] = time.time) -> None:
         self.layout = layout
         self.serving = FakeServing(layout)
+        self._wall = wall
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.failure: BaseException | None = None
@@ -129,7 +146,7 @@ class Device:
 
     def _run(self) -> None:
         try:
-            run(self.layout.root, prover=ReadingProver(self.layout), stop=self._stop)
+            run(self.layout.root, prover=ReadingProver(self.layout), stop=self._stop, wall=self._wall)
         except BaseException as error:
             self.failure = error
             raise

@@ -59,7 +59,7 @@ def test_a_release_arrives_is_proved_and_committed(
 ) -> None:
     release = make_release("digits-1")
     plane.artifacts.blobs |= release.by_digest
-    device = Device(enrolled(short_dir / "d", broker.port, labels={"site": "north"}))
+    device = Device(enrolled(short_dir / "d", broker, labels={"site": "north"}))
     device.start()
     try:
         wait_until(plane.online, what="presence")
@@ -79,6 +79,7 @@ def test_a_release_arrives_is_proved_and_committed(
 
         wait_until(lambda: "committed" in transitions(), what="update events")
         assert list(dict.fromkeys(transitions())) == [
+            "need",
             "downloading",
             "verifying",
             "staging",
@@ -100,11 +101,12 @@ def test_two_devices_are_served_by_one_broadcast(
     release = make_release("digits-1", files={"infer.onnx": random.Random(1).randbytes(60 * 1024)})
     plane.artifacts.blobs |= release.by_digest
     names = ("press-01", "press-02", "press-03")
-    devices = [Device(enrolled(short_dir / name, broker.port, name)) for name in names]
+    devices = [Device(enrolled(short_dir / name, broker, name)) for name in names]
     for device in devices:
         device.start()
     try:
         wait_until(lambda: all(plane.online(name) for name in names), what="presence")
+        plane.metadata.approve(release.envelope)
         for name in names:
             plane.desire(make_desired(1, release, device_id=name), name)
         for name in names:
@@ -126,7 +128,7 @@ def test_the_broker_is_killed_in_the_middle_of_a_transfer(
     release = make_release("digits-1", files={"infer.onnx": random.Random(2).randbytes(120 * 1024)})
     plane.artifacts.blobs |= release.by_digest
     plane.artifacts.hold_after = 50
-    device = Device(enrolled(short_dir / "d", broker.port))
+    device = Device(enrolled(short_dir / "d", broker))
     device.start()
     try:
         wait_until(plane.online, what="presence")
@@ -156,7 +158,7 @@ def test_wrong_chunks_are_dropped_and_the_right_ones_arrive(
     digest = release.manifest.files[0].sha256.hex()
     plane.artifacts.blobs |= release.by_digest
     plane.artifacts.corrupt = {(digest, 1), (digest, 3)}
-    device = Device(enrolled(short_dir / "d", broker.port))
+    device = Device(enrolled(short_dir / "d", broker))
     device.start()
     try:
         plane.desire(make_desired(1, release))
@@ -175,7 +177,7 @@ def test_a_release_that_fails_on_the_device_goes_back_and_says_so(
 ) -> None:
     good, bad = make_release("digits-1"), make_release("digits-2")
     plane.artifacts.blobs |= good.by_digest | bad.by_digest
-    device = Device(enrolled(short_dir / "d", broker.port))
+    device = Device(enrolled(short_dir / "d", broker))
     device.serving.failing.add("digits-2")
     device.start()
     try:
@@ -201,7 +203,7 @@ def test_a_file_that_the_store_does_not_have_is_refused_and_waited_for(
     plane: ControlPlane, broker: Broker, short_dir: Path, wait_until: Wait
 ) -> None:
     release = make_release("digits-1")
-    device = Device(enrolled(short_dir / "d", broker.port))
+    device = Device(enrolled(short_dir / "d", broker))
     device.start()
     try:
         plane.desire(make_desired(1, release))
@@ -217,7 +219,7 @@ def test_a_bad_desired_state_is_told_and_nothing_changes(
 ) -> None:
     release = make_release("digits-1")
     plane.artifacts.blobs |= release.by_digest
-    device = Device(enrolled(short_dir / "d", broker.port))
+    device = Device(enrolled(short_dir / "d", broker))
     device.start()
     try:
         plane.desire(make_desired(1, release, signer=new_signer()))
@@ -234,7 +236,7 @@ def test_what_is_not_acknowledged_is_kept_over_a_dead_broker_and_sent_again(
     plane: ControlPlane, broker: Broker, short_dir: Path, wait_until: Wait
 ) -> None:
     plane.acknowledging = False
-    device = Device(enrolled(short_dir / "d", broker.port, health_seconds=0.5))
+    device = Device(enrolled(short_dir / "d", broker, health_seconds=0.5))
     outbox = Outbox(device.layout.outbox, device_id=DEVICE, message_limit=1000, byte_limit=1 << 20)
     numbers = [outbox.enqueue(UplinkMessage(label=LabelReport(labelled=count))) for count in range(5)]
     device.start()
@@ -261,7 +263,7 @@ def test_an_instruction_sent_while_the_device_was_away_is_followed(
 ) -> None:
     release = make_release("digits-1")
     plane.artifacts.blobs |= release.by_digest
-    device = Device(enrolled(short_dir / "d", broker.port))
+    device = Device(enrolled(short_dir / "d", broker))
     device.start()
     wait_until(plane.online, what="presence")
     device.stop()
@@ -287,7 +289,7 @@ def test_an_instruction_sent_while_the_device_was_away_is_followed(
 
 @pytest.mark.parametrize("key", ["zz" * 32, "ab" * 31])
 def test_a_broken_release_key_is_a_clear_error(short_dir: Path, key: str) -> None:
-    layout = enrolled(short_dir / "d", 1, release_keys=[key])
+    layout = enrolled(short_dir / "d", None, release_keys=[key])
     with pytest.raises(DeviceError, match=r"release_keys: .*enrol the device again"):
         run(layout.root, stop=threading.Event())
     assert not layout.outbox.exists()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from skerry_agent.config import AgentConfig, AgentLayout
+from skerry_agent.identity.node_key import node_public_key
 from skerry_agent.training.labelled_store import LabelledStore
 from skerry_agent.update.slots import MANIFEST, Pointer, slot_folder, write_pointer
 from skerry_contract.manifest import bundle_digest, describe_folder
@@ -31,6 +33,8 @@ from skerry_server import superlink
 from skerry_server.clock import now_ms
 from skerry_server.config import ServerConfig, ServerLayout
 from skerry_server.context import ServerContext, open_context
+from skerry_server.federation.flower_nodes import FlowerNodes
+from skerry_server.fleet.authority import CertificateAuthority, utc_now
 from skerry_server.store.migrate import upgrade
 from skerry_server.store.tables import CampaignParticipant, Candidate, ChampionEntry, Cohort, Device
 from skerry_server.store.tables import Release as ReleaseRow
@@ -49,13 +53,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def poll(condition: Callable[[], object], *, what: str, seconds: float = 30.0) -> None:
-    """Wait for a condition with a deadline."""
+def poll(condition: Callable[[], object], *, what: str, seconds: float = 30.0, every_s: float = 0.02) -> None:
+    """Wait for a condition with a deadline; one that costs something is asked less often."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 @dataclass
@@ -73,6 +77,28 @@ class TrainableBundle:
     train_step_sha256: str
     parameters: bytes
     signer: Ed25519Signer
+
+
+def server_config() -> ServerConfig:
+    """A control plane of which only the SuperLink is started."""
+    return ServerConfig(
+        api_port=1,
+        grpc_port=1,
+        broker_port=1,
+        broker_tls_port=1,
+        broker_data_port=1,
+        device_port=1,
+        superlink_port=free_port(),
+    )
+
+
+def issue_identity(layout: ServerLayout) -> None:
+    """Make the authority and the server's certificate, as the first start does."""
+    authority = CertificateAuthority.create(now=utc_now())
+    authority.save(layout.pki)
+    server = authority.issue_server(["localhost", "127.0.0.1"], now=utc_now())
+    layout.server_certificate.write_bytes(server.certificate_pem)
+    layout.server_key.write_bytes(server.key_pem)
 
 
 def build_bundle(folder: Path) -> TrainableBundle:
@@ -145,32 +171,37 @@ class ChildProcess:
 
 
 class SuperLink(ChildProcess):
-    """The real flower-superlink, started as the control plane starts it."""
+    """The SuperLink, started as the control plane starts it; ``layout`` has an identity."""
 
     def __init__(self, layout: ServerLayout, config: ServerConfig) -> None:
         layout.superlink.mkdir(parents=True, exist_ok=True)
-        command = superlink.command(superlink.find_superlink(), config, layout)
+        command = superlink.command(config, layout)
         super().__init__(command, layout.root / "superlink.log", superlink.environment(layout, os.environ))
-        self.url = f"http://127.0.0.1:{config.superlink_port}"
+        self.port = config.superlink_port
+        self.authority = layout.authority_certificate
+        self.access = superlink.access(config, layout)
+        self.nodes = FlowerNodes(self.access)
+        self._tls = ssl.create_default_context(cafile=self.authority)
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         super().start()
-        poll(self.healthy, what="the SuperLink answers", seconds=60)
+        poll(self.healthy, what="the SuperLink answers", seconds=60, every_s=0.1)
 
     def healthy(self) -> bool:
         """Whether it answers its health check."""
+        url = f"https://127.0.0.1:{self.port}{superlink.HEALTH_PATH}"
         try:
-            with urllib.request.urlopen(f"{self.url}{superlink.HEALTH_PATH}", timeout=1) as response:
+            with urllib.request.urlopen(url, timeout=1, context=self._tls) as response:
                 return bool(response.status == 200)
         except OSError:
             return False
 
 
 class Agent(ChildProcess):
-    """The training process of one device."""
+    """The training process of one device, which is enrolled but not registered at the SuperLink."""
 
-    def __init__(self, root: Path, device_id: str, bundle: TrainableBundle, superlink_port: int) -> None:
+    def __init__(self, root: Path, device_id: str, bundle: TrainableBundle, link: SuperLink) -> None:
         self.device_id = device_id
         self.layout = AgentLayout(root)
         root.mkdir(parents=True)
@@ -178,13 +209,20 @@ class Agent(ChildProcess):
             device_id=device_id,
             broker_host="127.0.0.1",
             broker_port=1,
-            broker_password="unused",
-            superlink_address=f"127.0.0.1:{superlink_port}",
+            broker_data_port=1,
+            device_api="https://127.0.0.1:1",
+            superlink_address=f"127.0.0.1:{link.port}",
             release_keys=[bundle.signer.public_key.hex()],
         )
         self.layout.config.write_text(config.to_json())
+        self.layout.identity.mkdir(mode=0o700)
+        (self.layout.identity / "authority.pem").write_bytes(link.authority.read_bytes())
         install(self.layout, bundle)
         super().__init__([sys.executable, "-m", "skerry_agent.training", str(root)], root / "training.log")
+
+    def public_key(self) -> bytes:
+        """Its node key, as enrolment sends it."""
+        return node_public_key(self.layout)
 
     def label(self, x: np.ndarray, y: np.ndarray) -> None:
         """Put labelled samples into its store."""
@@ -222,15 +260,10 @@ class ControlPlane:
         """Make a data directory with the task's champion."""
         layout = ServerLayout(root)
         root.mkdir(parents=True)
-        port = free_port()
-        config = ServerConfig(
-            api_port=free_port(),
-            grpc_port=free_port(),
-            broker_port=free_port(),
-            superlink_port=port,
-        )
+        config = server_config()
+        issue_identity(layout)
         layout.config.write_text(config.model_dump_json())
-        layout.keys.mkdir()
+        layout.keys.mkdir(exist_ok=True)
         upgrade(layout.database_url(config))
         context = open_context(root)
         sha256 = context.artifacts.put_bytes(bundle.parameters)
@@ -271,6 +304,7 @@ class ControlPlane:
                     Device(
                         id=agent.device_id,
                         enrolled_ms=now_ms(),
+                        node_public_key=agent.public_key().decode(),
                         online=True,
                         active_release=RELEASE_ID,
                         flower_node_id=agent.node_id(),

@@ -27,6 +27,7 @@ from skerry_models.task import load_task
 from skerry_server.clock import now_ms
 from skerry_server.federation import campaign_machine, service
 from skerry_server.federation.controller import CampaignController, job_id
+from skerry_server.federation.node_keys import NodeKeysController
 from skerry_server.jobs.runner import JobRunner
 from skerry_server.registry.mlflow_registry import open_registry
 from skerry_server.store.tables import Campaign, CampaignRound, CampaignUpdate, Candidate, Job
@@ -46,15 +47,18 @@ class Fleet:
         task = load_task(TASK)
         self.agents: list[Agent] = []
         for name in NAMES:
-            agent = Agent(root / name, name, bundle, self.context.config.superlink_port)
+            agent = Agent(root / name, name, bundle, self.link)
             samples = task.source(f"client/{name}")
             agent.label(samples.x, samples.y)
             self.agents.append(agent)
+        self.node_keys = NodeKeysController(self.context.database, lambda: self.link.nodes)
         self.controller = CampaignController(self.context, Courier(self.context, self.agents))
         self.runner = JobRunner(self.context)
 
     def up(self) -> None:
-        """Start the devices that are not running and let them report."""
+        """Enrol the devices, start those that are not running and let them report."""
+        self.plane.enrol(self.agents)
+        self.node_keys.step()
         for agent in self.agents:
             (agent.layout.run / "pause-training").unlink(missing_ok=True)
             if agent.process is None:
@@ -88,7 +92,8 @@ class Fleet:
             self.runner.step()
             return bool(condition())
 
-        poll(stepped, what=what, seconds=seconds)
+        # A step reads the store many times: asked all the time, it takes the core from the processes it waits for.
+        poll(stepped, what=what, seconds=seconds, every_s=0.1)
 
     def campaign(self, campaign_id: str) -> Campaign:
         """Its row."""

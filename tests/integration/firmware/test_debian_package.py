@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from integration.link.identity import give_identity
 from skerry_agent.config import AgentConfig, AgentLayout
 from skerry_agent.update.slots import MANIFEST, Pointer, write_pointer
 from skerry_contract.signing import RELEASE, Ed25519Signer
@@ -79,6 +80,8 @@ def test_installed_it_runs_and_its_unit_is_valid(debian: Path) -> None:
     assert version.stdout.strip()
     verified = chroot(debian, "systemd-analyze", "verify", "/lib/systemd/system/skerry-agent.service")
     assert "skerry-agent.service:" not in verified.stderr, verified.stderr
+    unit = (debian / "lib/systemd/system/skerry-agent.service").read_text().splitlines()
+    assert {"Type=notify", "NotifyAccess=main", "WatchdogSec=30"} <= set(unit)
     assert chroot(debian, "id", "skerry-agent").returncode == 0
     home = (debian / HOME).stat()
     assert home.st_mode & 0o777 == 0o750
@@ -107,9 +110,11 @@ def prepare_device(home: Path) -> None:
     (slot / MANIFEST).write_bytes(signer.sign(RELEASE, manifest.SerializeToString()).SerializeToString())
     write_pointer(layout, Pointer(slot="a", release_id="digits-1", committed=True))
     config = AgentConfig(
-        device_id="debian-1", broker_host="127.0.0.1", broker_port=1, broker_password="x",
+        device_id="debian-1", broker_host="127.0.0.1", broker_port=1, broker_data_port=1,
+        device_api="https://127.0.0.1:1",
         superlink_address="127.0.0.1:1", release_keys=[signer.public_key.hex()],
     )  # fmt: skip
+    give_identity(layout, config.device_id)
     layout.config.write_text(config.to_json())
 
 

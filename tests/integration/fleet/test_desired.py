@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,16 +19,34 @@ from skerry_server.clock import now_ms
 from skerry_server.delivery.desired import DesiredPublisher
 from skerry_server.fleet import service
 from skerry_server.fleet.reported import DeviceStateListener
-from skerry_server.link import BrokerUnavailableError
+from skerry_server.link import BrokerUnavailableError, ServerLink
 from skerry_server.releases.signing import load_or_create_key
 from skerry_server.store.tables import Device, Release
 from skerry_server.tally import Tally
+from skerry_server.trust import service as trust
+from skerry_server.trust.publisher import TrustPublisher
 
 
-def _publisher(plane: ControlPlane) -> DesiredPublisher:
-    publisher = DesiredPublisher(plane.context.database, plane.link(), plane.context.signer)
-    publisher.start()
-    return publisher
+@dataclass(frozen=True)
+class Publishers:
+    """Signed metadata and desired states over one link, as the runtime has them."""
+
+    link: ServerLink
+    trust: TrustPublisher
+    desired: DesiredPublisher
+
+    def step(self) -> None:
+        self.trust.step()
+        self.desired.step()
+
+
+def _publisher(plane: ControlPlane) -> Publishers:
+    context, link = plane.context, plane.link()
+    trust = TrustPublisher(context.database, link, context.layout, context.config.trust, context.signer)
+    desired = DesiredPublisher(context.database, link, context.signer, trust)
+    trust.start()
+    desired.start()
+    return Publishers(link, trust, desired)
 
 
 def _want(plane: ControlPlane, device_id: str, release_id: str) -> int:
@@ -35,18 +54,19 @@ def _want(plane: ControlPlane, device_id: str, release_id: str) -> int:
         return service.set_desired(session, device_id, release_id=release_id, rollout_id="rollout-1", probation_ms=900)
 
 
-def _add_release(plane: ControlPlane, release_id: str) -> bytes:
+def _add_release(plane: ControlPlane, release_id: str, *, sequence: int = 1) -> bytes:
     envelope = plane.context.signer.sign(RELEASE, b"manifest of " + release_id.encode()).SerializeToString()
     with plane.context.database.transaction() as session:
         session.add(
             Release(
                 id=release_id,
                 task="digits",
-                sequence=1,
+                sequence=sequence,
                 candidate_id="c",
                 origin="central",
                 bundle_sha256="00" * 32,
                 envelope=envelope,
+                approved_version=sequence,
                 metrics={},
                 created_ms=now_ms(),
             )
@@ -93,14 +113,14 @@ def test_a_broker_that_lost_everything_gets_everything_again(control_plane: Cont
     _want(control_plane, "d1", "release-1")
     publisher.step()
     control_plane.kill_broker()
-    control_plane.wait_until(lambda: not publisher._link.connected, what="the loss is noticed")
+    control_plane.wait_until(lambda: not publisher.link.connected, what="the loss is noticed")
     _want(control_plane, "d1", "release-1")
     publisher.step()
     assert _column(control_plane, "d1", "published_sequence") == 1
     for file in control_plane.context.layout.broker.glob("mosquitto.db*"):
         file.unlink()
     control_plane.start_broker()
-    control_plane.wait_until(lambda: publisher._link.connected, what="the link is back")
+    control_plane.wait_until(lambda: publisher.link.connected, what="the link is back")
 
     def published() -> bool:
         publisher.step()
@@ -124,9 +144,64 @@ def test_a_release_that_is_not_there_holds_up_only_its_device(control_plane: Con
     publisher.step()
     assert _column(control_plane, "d1", "published_sequence") == 0
     assert _column(control_plane, "d2", "published_sequence") == 1
+    assert publisher.desired.waits() == ["1 devices wait for release release-9: there is no such release"]
     _want(control_plane, "d1", "release-1")
     publisher.step()
     assert _column(control_plane, "d1", "published_sequence") == 2
+
+
+def test_nothing_is_wanted_before_the_metadata_that_approve_it_are_published(control_plane: ControlPlane) -> None:
+    _add_release(control_plane, "release-1")
+    control_plane.enroll("d1")
+    publisher = _publisher(control_plane)
+    sequence = _want(control_plane, "d1", "release-1")
+    publisher.desired.step()
+    assert publisher.desired.waits() == [
+        "every desired state waits: the signed metadata that list its key are not published yet"
+    ]
+    publisher.trust.step()
+    publisher.desired.step()
+    assert (_column(control_plane, "d1", "published_sequence"), publisher.desired.waits()) == (sequence, [])
+    # A release that nobody has heard of yet, and one that is approved anew under a higher number.
+    _add_release(control_plane, "release-2", sequence=2)
+    sequence = _want(control_plane, "d1", "release-2")
+    publisher.desired.step()
+    assert publisher.desired.waits() == [
+        "1 devices wait for release release-2: the signed metadata that approve it are not published yet"
+    ]
+    publisher.step()
+    assert _column(control_plane, "d1", "published_sequence") == sequence
+    sequence = _want(control_plane, "d1", "release-1")
+    publisher.desired.step()
+    assert _column(control_plane, "d1", "published_sequence") == sequence - 1
+    publisher.step()
+    assert _column(control_plane, "d1", "published_sequence") == sequence
+    assert publisher.trust.published().releases["release-1"].version == 3
+    # A withdrawn one is never sent.
+    with control_plane.context.database.transaction() as session:
+        session.get_one(Release, "release-2").state = "withdrawn"
+    _want(control_plane, "d1", "release-2")
+    publisher.step()
+    assert publisher.desired.waits() == ["1 devices wait for release release-2: it is withdrawn"]
+
+
+def test_a_new_key_of_instructions_is_listed_before_it_signs(control_plane: ControlPlane) -> None:
+    _add_release(control_plane, "release-1")
+    device = control_plane.device("d1")
+    publisher = _publisher(control_plane)
+    _want(control_plane, "d1", "release-1")
+    publisher.step()
+    device.subscribe(device_topic("d1", DeviceTopic.DESIRED))
+    assert _received(control_plane, device).sequence == 1
+    trust.rotate(control_plane.context.layout, control_plane.context.config.trust, "instructions")
+    publisher.desired.step()
+    assert "every desired state waits" in publisher.desired.waits()[0]
+    publisher.step()
+    state = _received(control_plane, device)  # verified with the new key
+    assert state.sequence == 2  # the device had not installed the release under its old signature
+    new = Ed25519Verifier([load_or_create_key(control_plane.context.layout).public_key])
+    assert new.verify(RELEASE, state.release) == b"manifest of release-1"
+    device.close()
 
 
 def test_a_loss_while_publishing_is_raised_and_repeated(control_plane: ControlPlane) -> None:
@@ -134,7 +209,7 @@ def test_a_loss_while_publishing_is_raised_and_repeated(control_plane: ControlPl
     control_plane.enroll("d1")
     publisher = _publisher(control_plane)
     publisher.step()
-    link = publisher._link
+    link = publisher.link
     assert control_plane.child is not None
     os.kill(control_plane.child.pid, signal.SIGSTOP)  # it acknowledges nothing any more
     _want(control_plane, "d1", "release-1")

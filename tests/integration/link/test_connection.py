@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import subprocess
 import sys
@@ -13,14 +14,18 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 
-from integration.link.broker import Broker, free_port
+from integration.link.broker import Broker
+from integration.link.identity import give_identity
 from skerry_agent.config import AgentConfig, AgentLayout
-from skerry_agent.link.backoff import Backoff
+from skerry_agent.identity.tls import client_context
+from skerry_agent.link.backoff import Backoff, ReconnectSpread
 from skerry_agent.link.connections import data_connection
 from skerry_agent.link.mqtt import Connected, Connection, Disconnected, Incoming, LinkEvent, LinkSettings
+from skerry_agent.trusted_clock import TrustedClock
 from skerry_contract.v1.device_pb2 import Presence
 
 Wait = Callable[..., None]
+DEVICE = "press-07"
 DIGEST = "ab" * 32
 
 
@@ -42,16 +47,31 @@ def server(broker: Broker) -> Iterator[Any]:
     client.loop_stop()
 
 
-def config(port: int) -> AgentConfig:
+def config(broker: Broker) -> AgentConfig:
     return AgentConfig(
-        device_id="press-07",
+        device_id=DEVICE,
         broker_host="127.0.0.1",
-        broker_port=port,
-        broker_password="x",
+        broker_port=broker.tls_port,
+        broker_data_port=broker.data_port,
+        device_api="https://127.0.0.1:9",
         superlink_address="127.0.0.1:9",
         release_keys=["00" * 32],
         reconnect_seconds=0.2,
         presence_delay_seconds=0,
+    )
+
+
+def device_layout(folder: Path) -> AgentLayout:
+    layout = AgentLayout(folder)
+    give_identity(layout, DEVICE)
+    return layout
+
+
+def data_link(broker: Broker, layout: AgentLayout, events: Events) -> Connection:
+    clock = TrustedClock(layout.trust / "clock.json")
+    spread = ReconnectSpread(layout.root / "link" / "spread.json")
+    return data_connection(
+        config(broker), layout, [DIGEST], events.post, tls=lambda: client_context(layout, clock), spread=spread
     )
 
 
@@ -78,11 +98,17 @@ VANISH = """
 import os, sys, time
 from pathlib import Path
 from skerry_agent.config import AgentLayout, load_config
+from skerry_agent.identity.tls import client_context
+from skerry_agent.link.backoff import ReconnectSpread
 from skerry_agent.link.connections import control_connection, presence
-from skerry_agent.link.mqtt import Connected
+from skerry_agent.trusted_clock import TrustedClock
 layout = AgentLayout(Path(sys.argv[1]))
 config = load_config(layout)
-link = control_connection(config, layout, "boot-1", lambda event: True)
+clock = TrustedClock(layout.trust / "clock.json")
+link = control_connection(
+    config, layout, "boot-1", lambda event: True,
+    tls=lambda: client_context(layout, clock), spread=ReconnectSpread(layout.root / "spread.json"),
+)
 link.start()
 while not link.ready:
     time.sleep(0.02)
@@ -97,9 +123,8 @@ def test_a_device_that_vanishes_is_said_to_be_offline(
     said: list[Presence] = []
     server.on_message = lambda _client, _data, message: said.append(Presence.FromString(message.payload))
     server.subscribe("skerry/v1/d/+/presence", qos=1)
-    layout = AgentLayout(tmp_path / "device")
-    layout.root.mkdir()
-    layout.config.write_text(config(broker.port).to_json())
+    layout = device_layout(tmp_path / "device")
+    layout.config.write_text(config(broker).to_json())
     process = subprocess.Popen([sys.executable, "-c", VANISH, str(layout.root)])
     try:
         wait_until(lambda: said and said[-1].online, what="online")
@@ -114,7 +139,7 @@ def test_the_broker_holds_back_what_is_not_acknowledged(
     broker: Broker, server: Any, tmp_path: Path, wait_until: Wait
 ) -> None:
     events = Events()
-    link = data_connection(config(broker.port), AgentLayout(tmp_path), [DIGEST], events.post)
+    link = data_link(broker, device_layout(tmp_path / "device"), events)
     link.start()
     try:
         assert events.take() == Connected("data")
@@ -136,8 +161,13 @@ def test_the_broker_holds_back_what_is_not_acknowledged(
 def test_unacknowledged_messages_of_the_control_session_come_again_after_a_restart(
     broker: Broker, server: Any, tmp_path: Path
 ) -> None:
+    layout = device_layout(tmp_path / "device")
+    clock = TrustedClock(layout.trust / "clock.json")
+
     def connection(events: Events) -> Connection:
-        settings = LinkSettings("control", "127.0.0.1", broker.port, "press-07", "x", "press-07", 3600, 8, ("t/a",))
+        settings = LinkSettings(
+            "control", "127.0.0.1", broker.tls_port, lambda: client_context(layout, clock), "any", 3600, 8, ("t/a",)
+        )
         return Connection(settings, post=events.post, backoff=Backoff(tmp_path / "b.json", ceiling_s=0.2))
 
     first = Events()
@@ -164,7 +194,7 @@ def test_unacknowledged_messages_of_the_control_session_come_again_after_a_resta
 
 def test_a_full_queue_slows_the_link_and_stop_still_returns(broker: Broker, server: Any, tmp_path: Path) -> None:
     events = Events(size=2)
-    link = data_connection(config(broker.port), AgentLayout(tmp_path), [DIGEST], events.post)
+    link = data_link(broker, device_layout(tmp_path / "device"), events)
     link.start()
     assert events.take() == Connected("data")
     for number in range(6):
@@ -176,21 +206,21 @@ def test_a_full_queue_slows_the_link_and_stop_still_returns(broker: Broker, serv
 
 
 def test_a_broker_that_is_away_is_tried_again(tmp_path: Path, wait_until: Wait) -> None:
-    port, events = free_port(), Events()
-    link = data_connection(config(port), AgentLayout(tmp_path), [DIGEST], events.post)
+    events, broker = Events(), Broker(tmp_path / "broker")
+    layout = device_layout(tmp_path / "device")
+    link = data_link(broker, layout, events)
     link.start()
     try:
-        counted = tmp_path / "link" / "data.json"
+        counted = layout.root / "link" / "data.json"
         wait_until(counted.exists, what="a failed attempt that was counted")
         assert not link.ready
         assert not link.publish("t", b"x")
-        broker = Broker(tmp_path / "broker")
-        broker.port = port
-        (tmp_path / "broker" / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
         broker.start()
         try:
             assert events.take() == Connected("data")
-            wait_until(lambda: counted.read_text() == '{"failures": 0}', what="the count is reset")
+            wait_until(
+                lambda: json.loads(counted.read_text()) == {"failures": 0, "connected": 1}, what="the count is reset"
+            )
             broker.kill()
             event = events.take()
             assert isinstance(event, Disconnected)
@@ -199,3 +229,4 @@ def test_a_broker_that_is_away_is_tried_again(tmp_path: Path, wait_until: Wait) 
             broker.stop()
     finally:
         link.stop()
+    assert json.loads(counted.read_text())["connected"] == 0

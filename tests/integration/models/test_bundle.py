@@ -64,7 +64,9 @@ def test_bundle_is_complete_and_proves_itself(built: Built) -> None:
     assert {path.name for path in report.folder.iterdir()} == set(FILES)
     assert report.files == {path.name: path.stat().st_size for path in report.folder.iterdir()}
     check_bundle(report.folder)
-    assert json.loads((report.folder / "lineage.json").read_text()) == LINEAGE
+    scales = {"kept": False, "detail": "no earlier release"}
+    assert json.loads((report.folder / "lineage.json").read_text()) == {**LINEAGE, "int8_scales": scales}
+    assert report.metrics["int8_scales_kept"] == report.metrics["int8_clipped_share"] == 0
     card = (report.folder / "model_card.md").read_text()
     assert f"{report.metrics['accuracy']:.4f}" in card
     step = GoldenStep.FromString((report.folder / "golden_step.pb").read_bytes())

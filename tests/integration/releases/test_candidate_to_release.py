@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from skerry_contract.delta import apply
 from skerry_contract.manifest import parse_manifest
 from skerry_contract.signing import RELEASE, Ed25519Verifier
 from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_models.fitting import fit
-from skerry_models.parameters import encode_state, initial_parameters
+from skerry_models.parameters import decode_state, encode_state, initial_parameters
 from skerry_models.task import CENTRAL, load_task
 from skerry_server.audit import ledger
 from skerry_server.context import ServerContext
@@ -175,6 +177,7 @@ def test_publishing_signs_once_and_devices_can_check_it(judged: Judged) -> None:
         assert (again.id, session.query(AuditRow).count()) == (release.id, entries)
         assert ledger.verify(session) is None
     assert read(context, ID).state == "released"
+    assert release.approved_version == 1
     key = load_or_create_key(context.layout).public_key
     payload = Ed25519Verifier([key]).verify(RELEASE, SignedEnvelope.FromString(release.envelope))
     manifest = parse_manifest(payload)
@@ -367,3 +370,48 @@ def test_malformed_candidates_are_refused_and_leave_nothing(judged: Judged) -> N
     with context.database.reading() as session:
         after = (session.query(Candidate).count(), session.query(Job).count(), session.query(AuditRow).count())
     assert after == before
+
+
+def test_a_later_candidate_keeps_the_scales_of_its_parent_and_travels_as_deltas(judged: Judged) -> None:
+    """The job runs in this process, on parameters that moved a little, as after a federated round."""
+    context, task = judged.context, load_task(TASK)
+    with context.database.transaction() as session:
+        parent = service.publish(session, context, ID, "ada")
+        champions.promote(session, task=TASK, release_id=parent.id, reason="for this test")
+    generator = np.random.default_rng(5)
+    moved = {
+        name: (np.asarray(array, dtype=np.float32) + generator.normal(0, 0.002, array.shape)).astype(np.float32)
+        for name, array in decode_state(task, context.artifacts.get_bytes(read(context, ID).parameters_sha256)).items()
+    }
+    name, job_id = "candidate-child", service.candidate_job_id("candidate-child")
+    with context.database.transaction() as session:
+        service.create_candidate(
+            session,
+            context,
+            task=TASK,
+            origin="federated",
+            parameters=encode_state(moved),
+            candidate_id=name,
+            parent_release=parent.id,
+        )
+        job = queue.get_job(session, job_id)
+        job.state, job.attempts = "running", 1
+    folder = context.layout.jobs / job_id
+    folder.mkdir(parents=True)
+    candidate_job.run(JobContext(context, job_id, {"candidate_id": name}, folder))
+    candidate = read(context, name)
+    assert (candidate.state, candidate.metrics["int8_scales_kept"]) == ("passed", 1.0)
+    bundle = context.artifacts.bundle_folder(candidate.bundle_sha256)
+    assert json.loads((bundle / "lineage.json").read_text())["int8_scales"]["kept"] is True
+    assert candidate.deltas["bases"] == [parent.id]
+    with context.database.transaction() as session:
+        manifest = service.release_manifest(service.publish(session, context, name, "ada"))
+    parse_manifest(manifest.SerializeToString())
+    shares = {}
+    for entry in manifest.files:
+        for found in entry.deltas:
+            content, base = (context.artifacts.get_bytes(key.hex()) for key in (found.sha256, found.base_sha256))
+            assert apply(content, base) == context.artifacts.get_bytes(entry.sha256.hex())
+            shares[entry.path] = found.size / entry.size
+    assert {"infer.onnx", "infer.int8-qdq.onnx", "infer.int8-x86.onnx", "parameters.pb"} <= set(shares)
+    assert max(shares["infer.int8-qdq.onnx"], shares["infer.int8-x86.onnx"]) < 0.25

@@ -25,7 +25,7 @@ def run(job: JobContext) -> dict[str, Any]:
         from mlflow.tracking import MlflowClient
 
         MlflowClient.create_model_version = die
-    last = {1: 1, 2: 2, 3: 4, 4: 3}.get(job.attempt, 4)
+    last = {1: 1, 2: 2, 4: len(steps) - 1}.get(job.attempt, len(steps))
     result = candidate_job.run_steps(job, steps[:last])
     if last < len(steps):
         die()

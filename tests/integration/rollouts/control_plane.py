@@ -84,6 +84,9 @@ def reopen_control_plane(root: Path) -> ServerContext:
         api_port=1,
         grpc_port=2,
         broker_port=3,
+        broker_tls_port=5,
+        broker_data_port=6,
+        device_port=7,
         superlink_port=4,
     )
     database = Database(layout.database_url(config))
@@ -152,6 +155,7 @@ def add_release(
             bundle_sha256=bundle_sha256 or "0" * 64,
             edges_sha256=edges_sha256,
             envelope=b"",
+            approved_version=sequence,
             created_ms=1,
         )
     )

@@ -180,6 +180,9 @@ def test_two_failures_in_the_fleet_stage_roll_back_the_healthy_ones_too(fleet: F
     assert fleet.chain() == ["canary", "fleet", "rolling_back", "rolled_back"]
     assert set(dump(fleet.context, Device, "active_release", "desired_release")) == {("r1", "r1")}
     assert {state for _, state in fleet.rows().values()} == {"restored"}
+    # Going back is a new approval of the old release, above every one before: devices refuse to go below what they had.
+    assert dump(fleet.context, Release, "id", "approved_version") == [("r1", 4), ("r2", 2), ("r3", 3)]
+    assert dump(fleet.context, AuditRow, "action").count(("release.approve",)) == 1
 
 
 def test_offline_devices_do_not_hold_the_fleet_and_are_followed_when_they_return(fleet: Fleet) -> None:

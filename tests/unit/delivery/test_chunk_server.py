@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from skerry_contract.bitmap import encode_bitmap
 from skerry_contract.limits import CHUNK_BYTES
+from skerry_contract.sampling import EVERY_RANK
 from skerry_contract.v1.delivery_pb2 import Chunk, ChunkRefusal, ChunkRequest
 from skerry_server.delivery.carousel import GATHER_S
 from skerry_server.delivery.chunk_server import EXPIRY_S, IN_FLIGHT, ChunkServer
@@ -36,6 +40,7 @@ class FakeLink:
         self.futures: list[Future[None]] = []
         self.handlers: dict[str, Callable[[str, bytes], None]] = {}
         self.outcome: str = "now"
+        self.connected = True
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> Future[None]:
         self.messages.append(Published(topic, payload, retain, expiry_s))
@@ -72,12 +77,15 @@ class FakeStore:
 class Bench:
     def __init__(self) -> None:
         self.link, self.store, self.now = FakeLink(), FakeStore(), 0.0
-        self.server = ChunkServer(self.link, self.store, monotonic=self._tick)
+        self.server = ChunkServer(self.link, self.store, monotonic=self._tick, listen=self._listen)
         self.server.start()
 
     def _tick(self) -> float:
         self.now += 0.001
         return self.now
+
+    def _listen(self, spoken: threading.Event, seconds: float) -> None:
+        self.now += 0.0 if spoken.is_set() else seconds
 
     def ask(self, device: str, missing: list[int], *, topic_device: str | None = None, **fields: object) -> None:
         values: dict[str, object] = {
@@ -112,7 +120,7 @@ def test_one_device_is_served_on_its_own_topic() -> None:
     bench = Bench()
     bench.ask("d1", [0, 2])
     bench.steps()
-    topic = f"skerry/v1/d/d1/bulk/{SHA.hex()}"
+    topic = f"skerry/v1/d/CN=d1/bulk/{SHA.hex()}"
     assert bench.chunks() == [(topic, 0), (topic, 2)]
     for message in bench.link.messages:
         chunk = Chunk.FromString(message.payload)
@@ -175,14 +183,13 @@ def test_a_request_that_cannot_be_served_is_refused(fields: dict[str, object], r
     topic, said = bench.refusals()[0]
     assert topic == "skerry/v1/d/d1/refuse"
     assert reason in said
-    assert bench.chunks() == [(f"skerry/v1/d/d2/bulk/{SHA.hex()}", 1)], "others are served"
+    assert bench.chunks() == [(f"skerry/v1/d/CN=d2/bulk/{SHA.hex()}", 1)], "others are served"
 
 
 def test_a_file_that_goes_away_is_refused_to_everybody_who_waits() -> None:
     bench = Bench()
     bench.ask("d1", [0, 1])
     bench.ask("d2", [2])
-    bench.server.step()
     bench.store.gone = True
     bench.steps()
     assert {topic for topic, _ in bench.refusals()} == {"skerry/v1/d/d1/refuse", "skerry/v1/d/d2/refuse"}
@@ -195,17 +202,15 @@ def test_no_more_is_in_flight_than_the_broker_has_acknowledged() -> None:
     digest = hashlib.sha256(data)
     bench.store.blobs[digest.hexdigest()] = data
     bench.link.outcome = "later"
-    bench.ask(
-        "d1",
-        [],
-        file_sha256=digest.digest(),
-        missing_bitmap=encode_bitmap(range(100), 100),
-        chunk_count=100,
-        chunk_bytes=1000,
-    )
-    bench.server.step()
-    bench.now += 1
-
+    for number in range(12):
+        bench.ask(
+            f"d{number}",
+            [],
+            file_sha256=digest.digest(),
+            missing_bitmap=encode_bitmap(range(20), 100),
+            chunk_count=100,
+            chunk_bytes=1000,
+        )
     sizes = []
     original = bench.link.publish
 
@@ -220,8 +225,19 @@ def test_no_more_is_in_flight_than_the_broker_has_acknowledged() -> None:
 
     bench.link.publish = publish  # type: ignore[method-assign]  # the fake looks at itself
     bench.steps(20)
-    assert len(bench.chunks()) == 100
+    assert len(bench.chunks()) == 20
     assert max(sizes) == IN_FLIGHT
+
+
+def test_nothing_is_taken_for_sent_while_there_is_no_connection() -> None:
+    bench = Bench()
+    bench.ask("d1", [0])
+    bench.link.connected = False
+    bench.steps()
+    assert bench.link.messages == []
+    bench.link.connected = True
+    bench.steps()
+    assert len(bench.chunks()) == 1
 
 
 def test_a_lost_connection_is_survived_and_what_is_asked_again_is_sent_again() -> None:
@@ -230,6 +246,39 @@ def test_a_lost_connection_is_survived_and_what_is_asked_again_is_sent_again() -
     bench.ask("d1", [0])
     bench.steps()
     bench.link.outcome = "now"
-    bench.ask("d1", [0])
+    bench.now += 2
+    bench.ask("d1", [0], quiet_ms=2_000)
     bench.steps()
     assert len(bench.chunks()) == 2
+    bench.ask("d1", [])
+    bench.steps()
+    assert len(bench.chunks()) == 2
+
+
+@given(st.text(max_size=80), st.binary(max_size=200))
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_on_the_wire_are_dropped_or_answered(device: str, payload: bytes) -> None:
+    bench = Bench()
+    for topic in (f"skerry/v1/d/{device}/need", "skerry/v1/d/d1/need"):
+        bench.link.handlers["skerry/v1/d/+/need"](topic, payload)
+    mutated = bytearray(
+        ChunkRequest(
+            device_id="d1", file_sha256=SHA, missing_bitmap=b"\x07", chunk_count=3, chunk_bytes=1024
+        ).SerializeToString()
+    )
+    for position, byte in enumerate(payload[: len(mutated)]):
+        mutated[position] ^= byte & 1
+    bench.link.handlers["skerry/v1/d/+/need"]("skerry/v1/d/d1/need", bytes(mutated))
+    bench.server.step()
+
+
+def test_a_chunk_says_who_reports_progress() -> None:
+    bench = Bench()
+    bench.ask("d1", [0, 1])
+    bench.ask("d2", [1])
+    bench.steps()
+    said = {
+        chunk.index: (chunk.report_below, chunk.report_every)
+        for chunk in (Chunk.FromString(m.payload) for m in bench.link.messages)
+    }
+    assert said == {1: (EVERY_RANK, 8), 0: (EVERY_RANK, 1)}

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from skerry_contract.signing import Ed25519Signer
 from skerry_contract.tensors import encode_bundle
 from skerry_contract.topics import parse_topic
 from skerry_contract.v1.telemetry_pb2 import Command
@@ -25,6 +23,7 @@ from skerry_server.federation import service
 from skerry_server.federation.controller import CampaignController, job_id
 from skerry_server.link import BrokerUnavailableError
 from skerry_server.releases.artifacts import ArtifactStore
+from skerry_server.releases.signing import load_or_create_key
 from skerry_server.store import Database
 from skerry_server.store.tables import (
     Base,
@@ -71,6 +70,9 @@ def context(tmp_path: Path) -> Iterator[ServerContext]:
                 "api_port",
                 "grpc_port",
                 "broker_port",
+                "broker_tls_port",
+                "broker_data_port",
+                "device_port",
                 "superlink_port",
             )
         )
@@ -82,7 +84,7 @@ def context(tmp_path: Path) -> Iterator[ServerContext]:
         layout=layout,
         database=database,
         artifacts=ArtifactStore(f"file://{layout.artifacts}", local=layout.artifacts),
-        signer=Ed25519Signer(Ed25519PrivateKey.generate()),
+        signer=load_or_create_key(layout),
     )
     sha256 = context.artifacts.put_bytes(PARAMETERS)
     with database.transaction() as session:
@@ -189,7 +191,7 @@ def test_from_the_request_to_the_candidate(
     invitation = broker.commands[0][1].invitation
     assert (invitation.campaign_id, invitation.task, invitation.release_id) == (campaign_id, "digits", "digits-r1")
     assert invitation.train_step_sha256.hex() == STEP
-    assert invitation.superlink_address == "127.0.0.1:1003"
+    assert invitation.superlink_address == "127.0.0.1:1006"
     assert 50 <= (broker.commands[0][2] or 0) <= 60
 
     answer(context, campaign_id, a="accepted", b="accepted")

@@ -20,6 +20,9 @@ def make_data_dir(root: Path) -> Path:
             "api_port",
             "grpc_port",
             "broker_port",
+            "broker_tls_port",
+            "broker_data_port",
+            "device_port",
             "superlink_port",
         )
     }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry_agent.link.backoff import Backoff, reconnect_delay
+from skerry_agent.link.backoff import MAXIMUM_SPREAD_MS, Backoff, ReconnectSpread, reconnect_delay
 from skerry_agent.link.drain import ACK_S, WINDOW, Drain
 from skerry_agent.link.outbox import Outbox
 from skerry_agent.link.reported import Reporter, Revisions
@@ -47,9 +47,51 @@ def test_the_wait_doubles_up_to_the_ceiling(failures: int, ceiling: float, longe
     assert reconnect_delay(failures, ceiling_s=ceiling, uniform=largest) == longest
 
 
-@given(st.integers(-5, 10_000), st.floats(0.1, 1_000))
-def test_the_wait_is_never_longer_than_the_ceiling(failures: int, ceiling: float) -> None:
-    assert 0 <= reconnect_delay(failures, ceiling_s=ceiling, uniform=largest) <= ceiling
+@pytest.mark.parametrize(
+    ("failures", "ceiling", "spread", "longest"),
+    [(0, 300, 60, 0), (1, 300, 60, 60), (5, 300, 60, 60), (7, 300, 60, 128), (1, 20, 60, 20), (1, 300, 0.5, 2)],
+)
+def test_the_control_plane_may_ask_for_a_longer_range(
+    failures: int, ceiling: float, spread: float, longest: float
+) -> None:
+    assert reconnect_delay(failures, ceiling_s=ceiling, uniform=largest, spread_s=spread) == longest
+
+
+@given(st.integers(-5, 10_000), st.floats(0.1, 1_000), st.floats(0, 1e6))
+def test_the_wait_is_never_longer_than_the_ceiling(failures: int, ceiling: float, spread: float) -> None:
+    assert 0 <= reconnect_delay(failures, ceiling_s=ceiling, uniform=largest, spread_s=spread) <= ceiling
+
+
+def test_the_spread_is_kept_over_restarts_and_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "link" / "spread.json"
+    spread = ReconnectSpread(path)
+    assert spread.seconds == 0
+    spread.learn(0)
+    assert not path.exists(), "nothing to keep"
+    spread.learn(30_000)
+    assert ReconnectSpread(path).seconds == 30
+    spread.learn(10**12)
+    assert ReconnectSpread(path).seconds == MAXIMUM_SPREAD_MS / 1000
+    path.write_text('{"spread_ms": 1e999}')
+    assert ReconnectSpread(path).seconds == 0
+
+
+def test_a_fleet_whose_power_comes_back_is_spread_too(tmp_path: Path) -> None:
+    path, spread = tmp_path / "control.json", ReconnectSpread(tmp_path / "spread.json")
+
+    def process() -> Backoff:
+        return Backoff(path, ceiling_s=300, spread_s=lambda: spread.seconds, uniform=largest)
+
+    spread.learn(60_000)
+    first = process()
+    assert first.delay() == 0, "a device that never was connected does not wait"
+    first.succeeded(connected=True)
+    # The power fails: nothing is said to the next process, which finds that a connection stood.
+    second = process()
+    assert (second.failures, second.delay()) == (1, 60)
+    second.succeeded(connected=True)
+    second.ended()
+    assert process().delay() == 0, "it was stopped on purpose"
 
 
 def test_failures_are_counted_over_restarts(tmp_path: Path) -> None:

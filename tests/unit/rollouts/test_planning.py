@@ -108,12 +108,13 @@ def test_how_a_device_is_doing(changes: dict[str, Any], state: str, detail: str)
 
 
 def stage(states: str, *, name: str, elapsed: int = 0, **changes: Any) -> tuple[Gate, str]:
-    """h healthy, f failed, i instructed and online, o instructed and offline."""
+    """h healthy, f failed, i instructed and online, o instructed and offline, n instructed and in need."""
     views = [
         view(
             device_id=f"d{n}",
-            state={"h": "healthy", "f": "failed", "i": "instructed", "o": "instructed"}[letter],
+            state={"h": "healthy", "f": "failed", "i": "instructed", "o": "instructed", "n": "instructed"}[letter],
             online=letter != "o",
+            **({"update_status": "need"} if letter == "n" else {}),
             **changes,
         )
         for n, letter in enumerate(states)
@@ -128,6 +129,11 @@ def stage(states: str, *, name: str, elapsed: int = 0, **changes: Any) -> tuple[
         ("canary", "", 0, Gate.ADVANCE),
         ("canary", "hh", 0, Gate.ADVANCE),
         ("canary", "hi", 0, Gate.WAIT),
+        ("canary", "hn", 59_999, Gate.WAIT),
+        ("canary", "hn", 60_000, Gate.ADVANCE),
+        ("canary", "nn", 60_000, Gate.FAIL),
+        ("fleet", "nnn", 59_999, Gate.WAIT),
+        ("fleet", "nnn", 60_000, Gate.ADVANCE),
         ("canary", "hi", 59_999, Gate.WAIT),
         ("canary", "hi", 60_000, Gate.FAIL),
         ("canary", "hf", 0, Gate.FAIL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import replace
@@ -116,6 +117,16 @@ def test_settings_given_later_are_written_down_and_kept(layout: ServerLayout) ->
     assert prepare(layout, {}).config == changed == load_config(layout)
 
 
+def test_a_configuration_of_an_earlier_version_gets_the_ports_that_came_later(layout: ServerLayout) -> None:
+    first = prepare(layout, {}).config
+    document = first.model_dump(exclude={"broker_tls_port", "broker_data_port", "device_port"})
+    layout.config.write_text(json.dumps(document))
+    upgraded = prepare(layout, {}).config
+    assert upgraded.model_dump(exclude={"broker_tls_port", "broker_data_port", "device_port"}) == document
+    assert len({upgraded.broker_port, upgraded.broker_tls_port, upgraded.broker_data_port, upgraded.device_port}) == 4
+    assert load_config(layout) == upgraded
+
+
 def test_a_setting_out_of_range_is_refused_and_nothing_is_written(layout: ServerLayout) -> None:
     prepare(layout, {})
     before = layout.config.read_bytes()
@@ -175,9 +186,21 @@ def test_the_superlink_is_told_everything(layout: ServerLayout) -> None:
         api_port=1,
         grpc_port=2,
         broker_port=3,
+        broker_tls_port=5,
+        broker_data_port=6,
+        device_port=7,
         superlink_port=4,
     )
-    command = superlink.command(Path("flower-superlink"), config, layout)
+    command = superlink.command(config, layout)
+    assert command[3] == str(superlink.secret_file(layout))
+    assert "--enable-supernode-auth" in command
+    assert "--insecure" not in command
+    for option, path in (
+        ("--ssl-ca-certfile", layout.authority_certificate),
+        ("--ssl-certfile", layout.server_certificate),
+        ("--ssl-keyfile", layout.server_key),
+    ):
+        assert command[command.index(option) + 1] == str(path)
     assert command[command.index("--port") + 1] == "4"
     assert command[command.index("--database") + 1] == str(layout.superlink / "state.db")
     assert command[command.index("--isolation") + 1 :] == ["process"]
@@ -185,6 +208,24 @@ def test_the_superlink_is_told_everything(layout: ServerLayout) -> None:
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_HOME"] == str(layout.superlink)
     assert (environment["PATH"], environment["HOME"]) == ("/bin", "/home/x")
+
+
+def test_the_operators_secret_is_made_once_for_its_owner_only(layout: ServerLayout) -> None:
+    path = superlink.secret_file(layout)
+    secret = superlink.ensure_secret(path)
+    assert len(secret) >= 32
+    assert superlink.ensure_secret(path) == secret
+    assert path.stat().st_mode & 0o077 == 0
+    path.write_text("")  # a disk that was full
+    assert len(superlink.ensure_secret(path)) >= 32
+
+
+def test_a_listener_with_tls_is_ready_only_for_its_own_authority(layout: ServerLayout) -> None:
+    with pytest.raises(ValueError, match="authority"):
+        child.http_ready("https://127.0.0.1:1/health")
+    with pytest.raises(ValueError, match="https"):
+        child.http_ready("http://127.0.0.1:1/health", authority=layout.authority_certificate)
+    assert not child.http_ready("https://127.0.0.1:1/health", authority=layout.authority_certificate)(0)
 
 
 def test_a_large_log_keeps_one_older_generation_under_an_open_descriptor(tmp_path: Path) -> None:

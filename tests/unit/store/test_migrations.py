@@ -6,15 +6,17 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from skerry_server.errors import PlatformError
 from skerry_server.store.database import Database
 from skerry_server.store.migrate import upgrade, upgrade_database
-from skerry_server.store.tables import Base
+from skerry_server.store.tables import Base, Candidate, Device, Release
 
 
 def test_the_newest_revision_is_what_the_tables_say() -> None:
@@ -48,3 +50,32 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(PlatformError, match="cannot be upgraded"):
         upgrade(f"sqlite:///{tmp_path / 'missing' / 'store.sqlite'}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_with_passwords_are_revoked_and_releases_keep_their_order() -> None:
+    database = Database("sqlite://")
+    upgrade_database(database, "0001")
+    with database.engine.begin() as connection:
+        before = sa.MetaData()
+        before.reflect(connection)
+        for table, values in (
+            (
+                "devices",
+                {"id": "d1", "broker_password_hash": "$7$101$AAAA$AAAA", "desired_sequence": 7, "online": True},
+            ),
+            ("releases", {"id": "digits-2", "task": "digits", "sequence": 2}),
+            ("candidates", {"id": "c1", "task": "digits"}),
+        ):
+            row = {column.name: _anything(column) for column in before.tables[table].columns} | values
+            connection.execute(before.tables[table].insert().values(row))
+    upgrade_database(database)
+    with database.reading() as session:
+        device = session.get_one(Device, "d1")
+        assert (device.revoked, device.online, device.desired_sequence) == (True, False, 7)
+        assert (device.certificate_serial, device.node_public_key, device.certificate_not_after_ms) == ("", "", 0)
+        assert session.get_one(Release, "digits-2").approved_version == 2
+        assert session.get_one(Candidate, "c1").deltas == {}
+
+
+def _anything(column: sa.Column[Any]) -> object:
+    return {} if isinstance(column.type, sa.JSON) else column.type.python_type()

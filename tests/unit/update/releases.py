@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from skerry_contract.manifest import bundle_digest, check_manifest
+from skerry_contract.manifest import bundle_digest, check_manifest, describe_delta
 from skerry_contract.signing import DESIRED, RELEASE, Ed25519Signer, Ed25519Verifier
 from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_contract.v1.device_pb2 import DesiredState, ReportingPolicy
@@ -41,10 +42,11 @@ class MadeRelease:
     files: dict[str, bytes]
     manifest: ReleaseManifest
     envelope: SignedEnvelope
+    deltas: tuple[bytes, ...] = ()
 
     @property
     def by_digest(self) -> dict[str, bytes]:
-        return {hashlib.sha256(data).hexdigest(): data for data in self.files.values()}
+        return {hashlib.sha256(data).hexdigest(): data for data in (*self.files.values(), *self.deltas)}
 
     @property
     def digest(self) -> str:
@@ -58,12 +60,16 @@ def make_release(
     expires_unix_ms: int = 0,
     chunk_bytes: int = CHUNK,
     signer: Ed25519Signer = SIGNER,
+    deltas: Sequence[tuple[str, bytes, bytes]] = (),
 ) -> MadeRelease:
-    """A release of three files of which one is shared by every release of this function."""
+    """A release of three files of which one is shared by every release of this function; deltas: path, base, delta."""
     if files is None:
         seed = hashlib.sha256(release_id.encode()).digest()
         files = {"infer.onnx": seed * 100, "model_card.md": b"same card\n" * 30, "extra/empty.bin": b""}
     entries = [describe(path, data, chunk_bytes) for path, data in files.items()]
+    for path, base, delta in deltas:
+        described = describe_delta(delta, base_sha256=hashlib.sha256(base).digest(), chunk_bytes=chunk_bytes)
+        next(entry for entry in entries if entry.path == path).deltas.append(described)
     manifest = ReleaseManifest(
         release_id=release_id,
         sequence=1,
@@ -74,7 +80,8 @@ def make_release(
         expires_unix_ms=expires_unix_ms,
     )
     check_manifest(manifest)
-    return MadeRelease(files, manifest, signer.sign(RELEASE, manifest.SerializeToString()))
+    envelope = signer.sign(RELEASE, manifest.SerializeToString())
+    return MadeRelease(files, manifest, envelope, tuple(delta for _, _, delta in deltas))
 
 
 def make_desired(

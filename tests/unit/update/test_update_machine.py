@@ -18,18 +18,22 @@ from skerry_agent.update.update_machine import (
 from skerry_contract.v1.device_pb2 import UpdateStatus
 
 #: state: events that lead on, in the order of the columns; "-" is illegal.
-COLUMNS = "start confirm forbid supersede downloaded verified staged proved activated healthy retry reject roll_back"
+COLUMNS = (
+    "start confirm forbid supersede allowed hold downloaded verified staged proved activated healthy"
+    " retry reject roll_back"
+)
 TABLE = """
-idle        downloading committed quarantined - - - - - - - - - -
-downloading - - - idle verifying - - - - - - - rolled_back
-verifying   - - - idle - staging - - - - downloading quarantined rolled_back
-staging     - - - idle - - proving - - - downloading quarantined rolled_back
-proving     - - - idle - - - activating - - downloading quarantined rolled_back
-activating  - - - - - - - - probation - - quarantined rolled_back
-probation   - - - - - - - - - committed - quarantined rolled_back
-committed   downloading committed quarantined - - - - - - - - - -
-rolled_back downloading committed quarantined - - - - - - - - - -
-quarantined downloading committed quarantined - - - - - - - - - -
+idle        need committed quarantined - - - - - - - - - - - -
+need        - - - idle downloading - - - - - - - - - rolled_back
+downloading - - - idle - need verifying - - - - - - - rolled_back
+verifying   - - - idle - - - staging - - - - downloading quarantined rolled_back
+staging     - - - idle - - - - proving - - - downloading quarantined rolled_back
+proving     - - - idle - need - - - activating - - downloading quarantined rolled_back
+activating  - - - - - - - - - - probation - - quarantined rolled_back
+probation   - - - - - - - - - - - committed - quarantined rolled_back
+committed   need committed quarantined - - - - - - - - - - - -
+rolled_back need committed quarantined - - - - - - - - - - - -
+quarantined need committed quarantined - - - - - - - - - - - -
 """
 ROWS = [line.split() for line in TABLE.strip().splitlines()]
 PAIRS = [(row[0], event, after) for row in ROWS for event, after in zip(COLUMNS.split(), row[1:], strict=True)]
@@ -59,8 +63,9 @@ def test_states_are_those_of_the_wire() -> None:
 def test_every_waiting_state_has_a_deadline_and_a_way_to_fail() -> None:
     for state in set(State) - SETTLED:
         assert DEADLINES_S[state] > 0
+        assert Event.SUPERSEDE in TRANSITIONS[state] or state in SWITCHED
         assert advance(state, Event.ROLL_BACK) is State.ROLLED_BACK
-    assert set(RESUMES) == set(State) - SETTLED - {State.DOWNLOADING}
+    assert set(RESUMES) == set(State) - SETTLED - {State.NEED, State.DOWNLOADING}
 
 
 def test_every_state_can_be_reached_and_left() -> None:
@@ -72,7 +77,7 @@ def test_every_state_can_be_reached_and_left() -> None:
                 frontier.append(after)
     assert reached == set(State)
     for state in SETTLED:
-        assert advance(state, Event.START) is State.DOWNLOADING
+        assert advance(state, Event.START) is State.NEED
 
 
 def test_a_switch_that_has_begun_is_not_superseded() -> None:

@@ -1,0 +1,126 @@
+"""Parsers of the contract."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from fuzz.target import Target
+from skerry_contract import bitmap, delta, delta_writer, histogram, manifest, tensors, topics
+from skerry_contract.campaign import EvaluateInstruction, EvaluateReply, TrainInstruction, TrainReply
+from skerry_contract.errors import ContractError, WireError
+from skerry_contract.v1.common_pb2 import Tensor, TensorBundle
+from skerry_contract.v1.telemetry_pb2 import HistogramCounts
+from unit.update.releases import make_release
+
+_RNG = np.random.default_rng(1)
+_BASE = _RNG.integers(0, 256, 3000, dtype=np.uint8).tobytes()
+_NEXT = bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(_BASE)) + b"more"
+_MESSAGES = (TrainInstruction, TrainReply, EvaluateInstruction, EvaluateReply)
+_REPLY = EvaluateReply(device_id="a", examples=4, accuracy=0.75, loss=0.5)
+_INSTRUCTION = TrainInstruction(
+    campaign_id="campaign-1",
+    round=1,
+    task="digits",
+    train_step_sha256="ab" * 32,
+    local_epochs=1,
+    batch_size=8,
+    learning_rate=0.1,
+    proximal_mu=0.0,
+    minimum_samples=1,
+    deadline_ms=1000,
+    seed=1,
+    parameters=b"\0" * 8,
+)
+
+
+def _edges() -> bytes:
+    values = _RNG.normal(size=200)
+    message = histogram.build_edges(
+        {"mean": values, "spread": values**2},
+        cells=8,
+        classes=("a", "b"),
+        confidence_edges=(0.5, 0.9),
+        latency_edges=(10.0, 100.0),
+        predictions=np.array([3, 4]),
+    )
+    return message.SerializeToString()
+
+
+def _topic(data: bytes) -> None:
+    topics.parse_topic(data.decode("utf-8", "surrogateescape"))
+
+
+def _bitmap(data: bytes) -> None:
+    bitmap.decode_bitmap(data[4:], int.from_bytes(data[:4], "little"))
+
+
+def _counts(data: bytes) -> None:
+    histogram.decode_counts(HistogramCounts(counts=data[1:]), cells=data[0] if data else 0)
+
+
+def _campaign(data: bytes) -> None:
+    """Flower hands over a record of numbers, texts and bytes; JSON stands for it, a list for bytes."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(document, dict):
+        return
+    fields: dict[str, Any] = {
+        name: json.dumps(value).encode() if isinstance(value, list) else value for name, value in document.items()
+    }
+    for message in _MESSAGES:
+        try:
+            message.from_fields(fields)
+        except WireError:
+            continue
+
+
+def _delta(data: bytes) -> None:
+    # A header that was right for this base gets through to the coding behind it.
+    delta.apply(data, _BASE, limit=1 << 20)
+
+
+_LARGE = b'{"device_id": "a", "examples": ' + b"9" * 400 + b', "accuracy": NaN, "loss": 1e999}'
+
+
+def _json(message: Any) -> bytes:
+    fields = {name: list(value) if isinstance(value, bytes) else value for name, value in message.to_fields().items()}
+    return json.dumps(fields).encode()
+
+
+#: Shapes without elements that are too large for NumPy all the same.
+EMPTY_SHAPES = ([0, 1 << 63], [0, (1 << 64) - 1], [1 << 32, 1 << 32, 0], [0, *[1 << 31] * 7])
+
+
+def _empty(shape: list[int]) -> bytes:
+    return TensorBundle(tensors=[Tensor(name="a", dtype="float32", shape=shape)]).SerializeToString()
+
+
+_BUNDLE = tensors.encode_bundle(
+    {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "flag": np.array([True, False]), "n": np.array(3)}
+)
+TARGETS = (
+    Target(
+        "topic",
+        _topic,
+        (b"skerry/v1/d/press-07/bulk/" + b"ab" * 32, b"skerry/v1/trust/3.root.json", b"skerry/v1/d/press-07/cmd"),
+        (ContractError,),
+        longest=300,
+    ),
+    Target("bitmap", _bitmap, (b"\x0c\0\0\0\xff\x0f",), (ContractError,), longest=300),
+    Target(
+        "tensors",
+        lambda data: tensors.decode_bundle(data, limit=1 << 20),
+        (_BUNDLE, *(_empty(shape) for shape in EMPTY_SHAPES)),
+        (ContractError,),
+    ),
+    Target("manifest", manifest.parse_manifest, (make_release("digits-1").manifest.SerializeToString(),), (WireError,)),
+    Target("edges", histogram.parse_edges, (_edges(),), (ContractError,)),
+    Target("counts", _counts, (b"\x03\x01\x80\x01\x05",), (ContractError,), longest=300),
+    Target("campaign", _campaign, (_json(_REPLY), _json(_INSTRUCTION), _LARGE), ()),
+    Target("delta", _delta, (delta_writer.write_delta(_BASE, _NEXT),), (ContractError,)),
+)
