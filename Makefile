@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?=
 JSON ?=
+TIME ?= 60
 DEMO ?= --task digits
 
 export DO_NOT_TRACK := 1
@@ -15,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help install demo test check unit soak bench proto deb clean
+.PHONY: help install demo test check unit soak fuzz bench proto deb clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +49,12 @@ unit: install ## Every test but the soak runs
 soak: install ## The long runs
 	scripts/install-system-packages.sh mosquitto
 	$(BIN)/pytest -m soak
+
+fuzz: install ## Fuzz every parser of bytes from the wire with atheris: make fuzz [NAME=tensors] [TIME=60, seconds each]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	set -e; for target in $(or $(NAME),$$($(BIN)/python tests/fuzz/run.py --list 2>/dev/null)); do \
+		echo "== $$target"; $(BIN)/python tests/fuzz/run.py $$target $(TIME); \
+	done
 
 bench: install ## Benchmarks beside peers and limits: make bench [NAME=inference] [JSON=out.json]
 	$(BIN)/python benchmarks/run.py $(NAME) $(if $(JSON),--json $(JSON))
