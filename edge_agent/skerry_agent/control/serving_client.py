@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from skerry_agent.config import AgentLayout
+from skerry_agent.socket_address import SocketAddress
 from skerry_agent.update.decisions import Sight
 from skerry_agent.update.ports import ActivationResult
 from skerry_agent.update.slots import SlotName
@@ -28,7 +29,8 @@ STALE_S = 15.0
 #: Longest wait for serving to load, check and warm up a release (seconds).
 ACTIVATE_S = 120.0
 _OPTIONS = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2_000)]
-_AWAY = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
+#: Answers that blame the release or the request; after any other one serving is asked again.
+_REFUSALS = frozenset({"FAILED_PRECONDITION", "INVALID_ARGUMENT"})
 
 
 class ServingClient:
@@ -37,7 +39,9 @@ class ServingClient:
     def __init__(self, layout: AgentLayout, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._layout = layout
         self._monotonic = monotonic
-        self._channel: Any = grpc.insecure_channel(f"unix:{layout.serving_socket}", options=_OPTIONS)
+        layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._address = SocketAddress(layout.serving_socket)
+        self._channel: Any = grpc.insecure_channel(f"unix:{self._address.path}", options=_OPTIONS)
         create_stub: Callable[[Any], Any] = ServingAdminStub
         self._stub = create_stub(self._channel)
         self._looking: Any = None
@@ -96,8 +100,8 @@ class ServingClient:
             self._looking = None
         self._status = None
         if call.code() is not grpc.StatusCode.OK:
-            away = call.code().name in _AWAY
-            return ActivationResult(False, not away, f"{call.code().name}: {call.details()}"[:300])
+            code = call.code().name
+            return ActivationResult(False, code in _REFUSALS, f"{code}: {call.details()}"[:300])
         status: ServingStatus = call.result()
         if status.release_id != self._wanted:
             return ActivationResult(False, True, f"it answers with {status.release_id or 'no release'}")
@@ -107,6 +111,7 @@ class ServingClient:
     def close(self) -> None:
         """Cancel what is running and close the channel."""
         self._channel.close()
+        self._address.close()
 
     def _pid(self) -> int:
         try:

@@ -16,14 +16,12 @@ import grpc
 
 from skerry_agent.engine.engine import Engine
 from skerry_agent.errors import ArtifactError, DeviceError
+from skerry_agent.socket_address import SocketAddress
 from skerry_agent.update.slots import SlotName
 from skerry_contract.v1.agent_local_pb2 import ActivateRequest, ServingStatus, ServingStatusRequest
 from skerry_contract.v1.agent_local_pb2_grpc import ServingAdminServicer, add_ServingAdminServicer_to_server
 
 _log = logging.getLogger(__name__)
-
-#: Longest path of a unix socket on Linux (bytes, without the final zero).
-SOCKET_PATH_BYTES = 107
 
 
 class ServingAdmin(ServingAdminServicer):
@@ -64,27 +62,24 @@ class AdminDoor:
         path: Unix socket; a stale one is replaced.
 
     Raises:
-        DeviceError: The path is too long, or cannot be bound.
+        DeviceError: The path cannot be bound.
     """
 
     def __init__(self, servicer: ServingAdmin, path: Path) -> None:
-        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
-            raise DeviceError(
-                f"the socket path {path} is longer than {SOCKET_PATH_BYTES} bytes",
-                remedy="use a data directory with a shorter path",
-            )
         self._path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
+        self._address = SocketAddress(path)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="admin-door")
         self._server: Any = grpc.server(self._pool, maximum_concurrent_rpcs=8)
         register: Callable[[ServingAdmin, Any], None] = add_ServingAdminServicer_to_server
         register(servicer, self._server)
         previous = os.umask(0o177)
         try:
-            self._server.add_insecure_port(f"unix:{path}")
+            self._server.add_insecure_port(f"unix:{self._address.path}")
         except RuntimeError as error:
             self._pool.shutdown()
+            self._address.close()
             raise DeviceError(f"the socket {path} cannot be bound", remedy="check the owner of its folder") from error
         finally:
             os.umask(previous)
@@ -98,3 +93,4 @@ class AdminDoor:
         self._server.stop(2.0).wait(5.0)
         self._pool.shutdown()
         self._path.unlink(missing_ok=True)
+        self._address.close()

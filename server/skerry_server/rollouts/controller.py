@@ -273,6 +273,7 @@ def _view(row: RolloutDevice, device: Device) -> DeviceView:
         health_release=str(health.get("release_id", "")),
         requests=int(health.get("requests", 0)),
         errors=int(health.get("errors", 0)),
+        detail=row.detail,
     )
 
 

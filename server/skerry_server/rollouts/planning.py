@@ -62,6 +62,7 @@ class DeviceView:
         health_release: Release of its last health report.
         requests: Requests in that report.
         errors: Errors in that report.
+        detail: Why its row is in its state.
     """
 
     device_id: str
@@ -77,6 +78,7 @@ class DeviceView:
     health_release: str = ""
     requests: int = 0
     errors: int = 0
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,9 @@ def decide_stage(
         silent = []
     allowed = limits.canary_failed if stage == "canary" else math.floor(limits.fleet_failed_fraction * len(views))
     if len(failed) > allowed:
-        reason = f"{len(failed)} of {len(views)} {stage} devices failed, allowed {allowed}: {_names(failed)}"
+        first = next((view for view in views if view.device_id in failed and view.detail), None)
+        why = f" ({first.device_id}: {first.detail})" if first else ""
+        reason = f"{len(failed)} of {len(views)} {stage} devices failed, allowed {allowed}: {_names(failed)}{why}"
         return GateDecision(Gate.FAIL, reason)
     if silent:
         return GateDecision(Gate.WAIT, f"{healthy} of {len(views)} healthy; waits for {_names(silent)}")

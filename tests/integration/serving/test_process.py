@@ -21,7 +21,10 @@ import tritonclient.http
 from integration.engine.tiny_bundle import TinyRelease, enrol, install, some_input
 from integration.serving.serving_process import ServingProcess, mapped_files
 from skerry_agent.config import AgentLayout
+from skerry_agent.control.serving_client import ServingClient
 from skerry_agent.link.outbox import Outbox
+from skerry_agent.socket_address import SocketAddress
+from skerry_agent.update.ports import ActivationResult
 from skerry_agent.update.slots import Pointer, write_pointer
 from skerry_contract.v1.agent_local_pb2 import ActivateRequest, ServingStatus, ServingStatusRequest
 
@@ -37,7 +40,8 @@ def layout(tmp_path: Path) -> AgentLayout:
 
 
 def admin(layout: AgentLayout, method: str, request: ActivateRequest | ServingStatusRequest) -> ServingStatus:
-    with grpc.insecure_channel(f"unix:{layout.serving_socket}") as channel:
+    address = SocketAddress(layout.serving_socket)
+    with closing(address), grpc.insecure_channel(f"unix:{address.path}") as channel:
         stub = channel.unary_unary(f"/skerry.v1.ServingAdmin/{method}")
         return ServingStatus.FromString(stub(request.SerializeToString(), timeout=30))
 
@@ -252,11 +256,17 @@ def test_without_enrolment_it_says_what_to_do(tmp_path: Path) -> None:
     assert "Traceback" not in message
 
 
-def test_a_data_directory_with_too_long_a_path_is_named(tmp_path: Path) -> None:
+def test_a_path_longer_than_a_socket_address_works(tmp_path: Path, wait_until: Callable[..., None]) -> None:
     layout = enrol(tmp_path / ("long-" * 20))
-    code, message = run_to_its_end(layout)
-    assert code == 1
-    assert "107 bytes" in message
+    install(layout, ONE, activate=False)
+    with ServingProcess(layout) as serving, closing(ServingClient(layout)) as client:
+        client.activate("a", "release-one")
+        results: list[ActivationResult] = []
+        wait_until(lambda: results.append(r) is None if (r := client.activation()) else False, what="the activation")
+        assert results[0].activated, results[0].detail
+        assert serving.request("GET", "/v2/health/ready").status == 200
+        assert stat.S_IMODE(layout.serving_socket.stat().st_mode) == 0o600
+    assert not layout.serving_socket.exists()
 
 
 def test_a_broken_outbox_and_store_do_not_stop_answers(layout: AgentLayout) -> None:
