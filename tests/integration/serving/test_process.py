@@ -256,14 +256,27 @@ def test_without_enrolment_it_says_what_to_do(tmp_path: Path) -> None:
     assert "Traceback" not in message
 
 
+class Answers:
+    """Keeps the answer to an activation, which comes once."""
+
+    def __init__(self, client: ServingClient) -> None:
+        self._client = client
+        self.last: ActivationResult | None = None
+
+    def come(self) -> bool:
+        self.last = self.last or self._client.activation()
+        return self.last is not None
+
+
 def test_a_path_longer_than_a_socket_address_works(tmp_path: Path, wait_until: Callable[..., None]) -> None:
     layout = enrol(tmp_path / ("long-" * 20))
     install(layout, ONE, activate=False)
     with ServingProcess(layout) as serving, closing(ServingClient(layout)) as client:
         client.activate("a", "release-one")
-        results: list[ActivationResult] = []
-        wait_until(lambda: results.append(r) is None if (r := client.activation()) else False, what="the activation")
-        assert results[0].activated, results[0].detail
+        answers = Answers(client)
+        wait_until(answers.come, what="the activation")
+        assert answers.last is not None
+        assert answers.last.activated, answers.last.detail
         assert serving.request("GET", "/v2/health/ready").status == 200
         assert stat.S_IMODE(layout.serving_socket.stat().st_mode) == 0o600
     assert not layout.serving_socket.exists()
