@@ -1,6 +1,7 @@
 #!/bin/sh
 # Build the agent as a Debian package for this machine's architecture: dist/skerry-agent_<version>_<arch>.deb
-# usage: build-deb.sh [OUTPUT_FOLDER]      environment: PYTHON (default: the project's .venv), DEB_PYTHON (default 3.11)
+# usage: build-deb.sh [OUTPUT_FOLDER]      environment: PYTHON (default: the project's .venv), DEB_PYTHON (default 3.11),
+#        DEB_COMPRESSION (default xz; none, gzip, zstd: as dpkg-deb -Z)
 set -eu
 
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -45,5 +46,5 @@ sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@SIZE@
     "$here/debian/control.in" > "$package/DEBIAN/control"
 
 result="$output/skerry-agent_${version}_${architecture}.deb"
-dpkg-deb --root-owner-group -Zxz -z1 --build "$package" "$result" >/dev/null
+dpkg-deb --root-owner-group "-Z${DEB_COMPRESSION:-xz}" -z1 --build "$package" "$result" >/dev/null
 echo "$result"

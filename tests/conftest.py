@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Exports of one run serve every worker and process of it, and the next run.
+os.environ.setdefault("SKERRY_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache"))
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

@@ -6,12 +6,16 @@ against torch in float64, must come out. Whatever fails is exported anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
 
 from skerry_contract.tensors import Array
 from skerry_contract.v1.release_pb2 import GoldenStep, TrainStepSpec
+from skerry_models import step_cache
 from skerry_models.errors import BundleError, ExportError, ParameterError
 from skerry_models.task import Dataset, Task
 from skerry_models.train_step import export_train_step, golden_step
@@ -41,19 +45,31 @@ def train_step_for(
         task: What is learned.
         state: Parameters.
         rows: Raw rows for the golden step.
-        kept: A step from an earlier release; None to export.
+        kept: A step from an earlier release; without one this machine's cache is looked at before it is exported.
 
     Raises:
         ExportError: The network has no training step.
     """
-    if kept is not None:
+    for name, step in _known(task, kept):
         try:
-            _check_interface(task, state, kept.spec)
-            return kept, golden_step(task, state, kept.model, kept.spec, rows)
+            _check_interface(task, state, step.spec)
+            return step, golden_step(task, state, step.model, step.spec, rows)
         except (BundleError, ExportError, ParameterError) as error:
-            logger.info("the training step of the parent release is not kept: %s", error)
+            logger.info("the training step of %s is not kept: %s", name, error)
     model, spec = export_train_step(task)
-    return TrainStep(model, spec), golden_step(task, state, model, spec, rows)
+    golden = golden_step(task, state, model, spec, rows)
+    step_cache.write(task, model, spec.SerializeToString(deterministic=True))
+    return TrainStep(model, spec), golden
+
+
+def _known(task: Task, kept: TrainStep | None) -> Iterator[tuple[str, TrainStep]]:
+    """Steps that may do, with where they come from."""
+    if kept is not None:
+        yield "the parent release", kept
+    found = step_cache.read(task)
+    if found is not None:
+        with contextlib.suppress(DecodeError):
+            yield "an earlier export", TrainStep(found[0], TrainStepSpec.FromString(found[1]))
 
 
 def _check_interface(task: Task, state: Mapping[str, Array], spec: TrainStepSpec) -> None:

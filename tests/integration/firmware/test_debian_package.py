@@ -43,7 +43,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("deb")
     done = subprocess.run(
         [ROOT / "firmware_images" / "build-deb.sh", output],
-        capture_output=True, text=True, timeout=400, check=False, env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=400, check=False,
+        env={**os.environ, "PYTHON": sys.executable, "DEB_COMPRESSION": "none"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return Path(done.stdout.strip().splitlines()[-1])
