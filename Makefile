@@ -48,7 +48,7 @@ unit: install ## Every test but the soak runs
 
 soak: install ## The long runs
 	scripts/install-system-packages.sh mosquitto
-	$(BIN)/pytest -m soak
+	SKERRY_DEMO_DEVICES=8 $(BIN)/pytest -m "soak or demo"
 
 fuzz: install ## Fuzz every parser of bytes from the wire with atheris: make fuzz [NAME=tensors] [TIME=60, seconds each]
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
