@@ -45,9 +45,10 @@ LISTENING_S = 1.0
 #: After a pass, how long devices have to say what they lost (seconds); longer than they are quiet before they ask.
 SETTLE_S = 1.5
 #: Chunks sent to one device each that are not confirmed, of all files and devices: the broker keeps each in its memory,
-#: where a broadcast is kept once. After so long (seconds) the broker is taken to have passed them on or dropped them.
-ALONE = 128
-ALONE_S = 10.0
+#: where a broadcast is kept once. Half of them are for devices that have confirmed something before. After so long
+#: (seconds) the broker is taken to have passed them on or dropped them.
+ALONE = 192
+ALONE_S = 30.0
 #: How long a device may be silent, longer than it ever waits before it asks again (seconds).
 FORGET_S = 90.0
 #: Files and devices per file that are served at once.
@@ -166,8 +167,13 @@ class _Delivery:
         """Chunks that were sent to one device each after ``since`` and are not confirmed."""
         return sum(time > since for one in self.receivers.values() if one.alone for time in one.alone.values())
 
-    def next(self, now: float, *, alone: bool) -> Send | None:
-        """The next message, which counts as sent; None while nothing may be. ``alone``: also to one device."""
+    def next(self, now: float, *, alone: int) -> Send | None:
+        """The next message, which counts as sent; None while nothing may be.
+
+        Args:
+            now: The time.
+            alone: Chunks that are on their way to single devices, of all files.
+        """
         if now < min(self._joined_at + GATHER_S, self._first_at + GATHER_MOST_S):
             return None
         if not self._passing and self._settled(now):
@@ -176,8 +182,8 @@ class _Delivery:
             self._few = bitmap(np.flatnonzero(~many & (self._lacking > 0)), self._count)
         self._turn = not self._turn
         if self._turn:
-            return (self._alone(now) if alone else None) or self._broadcast(now)
-        return self._broadcast(now) or (self._alone(now) if alone else None)
+            return self._alone(now, alone) or self._broadcast(now)
+        return self._broadcast(now) or self._alone(now, alone)
 
     def forget_silent(self, now: float) -> None:
         """Let devices go that have said nothing for long."""
@@ -246,11 +252,13 @@ class _Delivery:
                 one.broadcast(bit, self._broadcasts.sent, now)
         return Send(self.file, index, None, self._below, REPORT_EVERY)
 
-    def _alone(self, now: float) -> Send | None:
+    def _alone(self, now: float, alone: int) -> Send | None:
+        if alone >= ALONE:
+            return None
         least = self._broadcast_from()
         for name, one in self.receivers.items():
             bits = one.needs if one.stalled else one.needs & self._few
-            if bits and len(one.alone) < one.window.size:
+            if bits and len(one.alone) < one.window.size and (one.moved or alone < ALONE // 2):
                 index = (bits & -bits).bit_length() - 1
                 if not one.stalled:
                     if self._lacking[index] >= least:  # more have come to lack it since the pass began
@@ -299,7 +307,7 @@ class Carousel:
             file, delivery = next(iter(self._deliveries.items()))
             del self._deliveries[file]  # to the end: files take turns
             self._deliveries[file] = delivery
-            send = delivery.next(now, alone=alone < ALONE)
+            send = delivery.next(now, alone=alone)
             quiet = 0 if send else quiet + 1
             if send:
                 sends.append(send)

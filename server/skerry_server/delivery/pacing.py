@@ -17,8 +17,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-#: Broadcast chunks that the slowest quartile may be behind; 32 of the largest are less than the broker's 4 MiB queue.
-LEAD = 32
+#: Broadcast chunks that the slowest quartile may be behind: 2 MB, half of what the broker queues for a client.
+LEAD = 16
 #: Devices of a file that report their progress.
 SAMPLE = 32
 #: A device of the sample reports after so many new chunks.

@@ -116,6 +116,7 @@ class Receiver:
         sampled: Whether it is asked to report.
         expected_from: Broadcasts after this number count for its lead.
         oldest: Number of the oldest broadcast that is flying; 0 if none is.
+        moved: It has confirmed something.
         stalled: It stood still while others waited for it, and has not taken anything since: what it lacks is sent to
             it alone.
     """
@@ -131,6 +132,7 @@ class Receiver:
     sampled: bool = False
     expected_from: int = 0
     oldest: int = 0
+    moved: bool = False
     stalled: bool = False
 
     def lead(self, sent: int) -> int:
@@ -182,7 +184,7 @@ class Receiver:
         self.heard_at = now
         if self.lacks & ~missing:
             self.unmoved_since = now if self.flying else None
-            self.stalled = False
+            self.moved, self.stalled = True, False
         self.lacks = missing
 
     def _report_alone(self, missing: int, arrived: list[int], cutoff: float) -> None:

@@ -39,6 +39,12 @@ while True:
 SILENT = "import time; time.sleep(600)"
 
 
+def said(layout: AgentLayout, name: str) -> str:
+    """What a child has printed; nothing before it was started."""
+    log = layout.logs / f"{name}.log"
+    return log.read_text() if log.exists() else ""
+
+
 @contextmanager
 def supervised(layout: AgentLayout, children: Callable[[Path], list[ChildSpec]]) -> Iterator[None]:
     stop = threading.Event()
@@ -61,7 +67,7 @@ def test_a_process_that_is_stopped_is_replaced(short_dir: Path, wait_until: Wait
         ] + [ChildSpec("unwatched", ("-c", SILENT), stop_s=5.0)]
 
     with supervised(layout, children):
-        wait_until(lambda: "environment" in (layout.logs / "hung.log").read_text(), what="the first beat")
+        wait_until(lambda: "environment" in said(layout, "hung"), what="the first beat")
         before = processes(layout)
         os.kill(before["hung"], signal.SIGSTOP)
         wait_until(lambda: processes(layout).get("hung", before["hung"]) != before["hung"], what="another process")
@@ -142,7 +148,7 @@ def test_systemd_hears_ready_alive_and_stopping(short_dir: Path, wait_until: Wai
             heard = [manager.recv(100) for _ in range(4)]
             assert sorted(set(heard)) == [b"READY=1", b"WATCHDOG=1"]
             assert heard.count(b"READY=1") == 1
-            wait_until(lambda: "environment" in (layout.logs / "one.log").read_text(), what="the child")
+            wait_until(lambda: "environment" in said(layout, "one"), what="the child")
             agent.terminate()
             while heard[-1] != b"STOPPING=1":
                 heard.append(manager.recv(100))

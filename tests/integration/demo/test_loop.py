@@ -227,7 +227,7 @@ def test_the_console_answers_and_the_api_wants_a_token(har: Finished) -> None:
 
 
 def test_the_digits_loop_finishes_while_processes_are_killed(tmp_path: Path) -> None:
-    finished = run_demo(tmp_path, "--devices", "3", "--chaos", "11")
+    finished = run_demo(tmp_path, "--devices", "3", "--chaos", "11", "--rounds", "3")
     # Train, rollout, federate and recover last longer than the latest kill; shorter phases may end before theirs.
     assert finished.output.count("chaos killed") >= 4
     result = finished.result
