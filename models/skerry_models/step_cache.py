@@ -11,17 +11,15 @@ import contextlib
 import hashlib
 import inspect
 import logging
-import os
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from skerry_models.cache import cache_folder
 from skerry_models.task import Task
 
 logger = logging.getLogger(__name__)
 
-#: Overrides where the cache lies.
-FOLDER_VARIABLE = "SKERRY_CACHE_DIR"
 #: Entries that are kept; the ones written first go.
 ENTRIES = 16
 _LIBRARIES = ("torch", "onnx", "onnxscript")
@@ -29,11 +27,9 @@ _DIGEST_BYTES = 32
 _LENGTH_BYTES = 8
 
 
-def cache_folder() -> Path:
-    """``SKERRY_CACHE_DIR``, or ``skerry`` in the user's cache (XDG Base Directory Specification)."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "skerry"
-    return base / "train-steps"
+def step_folder() -> Path:
+    """Where the entries lie."""
+    return cache_folder() / "train-steps"
 
 
 def entry_name(task: Task) -> str | None:
@@ -63,7 +59,7 @@ def read(task: Task) -> tuple[bytes, bytes] | None:
     """The kept graph and its serialized TrainStepSpec, not proven yet; None if there is none."""
     try:
         name = entry_name(task)
-        data = b"" if name is None else (cache_folder() / name).read_bytes()
+        data = b"" if name is None else (step_folder() / name).read_bytes()
     except OSError:
         return None
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
@@ -78,7 +74,7 @@ def write(task: Task, model: bytes, spec: bytes) -> None:
     body = len(spec).to_bytes(_LENGTH_BYTES, "little") + spec + model
     temporary: Path | None = None
     try:
-        name, folder = entry_name(task), cache_folder()
+        name, folder = entry_name(task), step_folder()
         if name is None:
             return
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ import hashlib
 from datetime import datetime
 
 from skerry_agent.identity.certificate import CertificateFacts
+from skerry_agent.state_table import next_state
 
 #: Part of a certificate's life after which it is renewed: at a fixed point between the two, different for each.
 FROM, TO = 0.50, 0.66
@@ -64,30 +65,13 @@ TABLE: dict[State, dict[Event, State]] = {
 }
 
 
-class IllegalEventError(Exception):
-    """An event that a state has no row for; nothing has changed.
-
-    Attributes:
-        state: The state.
-        event: The event.
-    """
-
-    def __init__(self, state: State, event: Event) -> None:
-        self.state = state
-        self.event = event
-        super().__init__(f"a certificate that is {state.value} cannot be {event.value}")
-
-
 def advance(state: State, event: Event) -> State:
     """The next state.
 
     Raises:
         IllegalEventError: ``state`` has no such row.
     """
-    try:
-        return TABLE[state][event]
-    except KeyError:
-        raise IllegalEventError(state, event) from None
+    return next_state(TABLE, state, event, subject="a certificate")
 
 
 def renewal_moment(facts: CertificateFacts) -> datetime:

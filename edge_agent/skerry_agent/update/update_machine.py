@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import enum
 
+from skerry_agent.state_table import next_state
+
 #: Failures of one bundle digest after which a device never tries it again.
 FAILURES_BEFORE_QUARANTINE = 3
 
@@ -66,20 +68,6 @@ class Event(enum.StrEnum):
     RETRY = "retry"
     REJECT = "reject"
     ROLL_BACK = "roll_back"
-
-
-class IllegalEventError(Exception):
-    """An event that its state does not know; nothing has changed.
-
-    Attributes:
-        state: The state.
-        event: The event.
-    """
-
-    def __init__(self, state: State, event: Event) -> None:
-        self.state = state
-        self.event = event
-        super().__init__(f"{event.value} cannot happen in {state.value}")
 
 
 _SETTLED: dict[Event, State] = {
@@ -150,7 +138,4 @@ def advance(state: State, event: Event) -> State:
     Raises:
         IllegalEventError: ``state`` has no such row.
     """
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        raise IllegalEventError(state, event) from None
+    return next_state(TRANSITIONS, state, event, subject="an update")

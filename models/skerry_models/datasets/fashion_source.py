@@ -2,7 +2,7 @@
 
 Order: ``$SKERRY_DATA_DIR/fashion_mnist.npz``; ``<cache>/fashion_mnist.npz`` (what an earlier download was turned into);
 the four published files below ``$SKERRY_FASHION_URL`` (default: the authors' repository). The cache is that of
-:mod:`skerry_models.datasets.har_source`. Pickles are never loaded; nothing half written stays in the cache.
+:mod:`skerry_models.cache`. Pickles are never loaded; nothing half written stays in the cache.
 Xiao, Rasul, Vollgraf, arXiv:1708.07747; MIT licence.
 """
 
@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from skerry_models.datasets.har_source import NETWORK_SECONDS, cache_folder
+from skerry_models.cache import cache_folder
+from skerry_models.datasets.har_source import NETWORK_SECONDS
 from skerry_models.errors import DataError
 
 _LOG = logging.getLogger(__name__)

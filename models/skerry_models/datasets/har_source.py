@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skerry_models.cache import cache_folder
 from skerry_models.datasets.har_archive import ArchiveError, read_archive
 from skerry_models.datasets.har_windows import WINDOW, HarWindows
 from skerry_models.errors import DataError
@@ -69,15 +70,6 @@ def load_har() -> HarWindows:
             raise DataError("the human activity data is not there", looked_for=tried, remedy=_REMEDY) from error
     _keep(windows, cache)
     return windows
-
-
-def cache_folder() -> Path:
-    """Folder of downloaded data; it may not exist yet."""
-    chosen = os.environ.get("SKERRY_CACHE_DIR", "")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "skerry"
 
 
 def read_har_file(path: Path) -> HarWindows:

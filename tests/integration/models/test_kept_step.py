@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from skerry_models import step_cache
+from skerry_models.cache import FOLDER_VARIABLE
 from skerry_models.kept_step import TrainStep, train_step_for
 from skerry_models.parameters import State, initial_parameters
 from skerry_models.task import Dataset, Task, load_task
@@ -36,8 +37,8 @@ def rows(task: Task) -> Dataset:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for every test."""
-    monkeypatch.setenv(step_cache.FOLDER_VARIABLE, str(tmp_path))
-    return step_cache.cache_folder()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    return step_cache.step_folder()
 
 
 def state_of(task: Task) -> State:
@@ -125,7 +126,7 @@ def test_a_cache_that_cannot_be_written_is_an_empty_one(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv(step_cache.FOLDER_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "file"))
     step_cache.write(task, b"model", b"spec")
     assert step_cache.read(task) is None
     assert (tmp_path / "file").read_text() == "in the way"

@@ -13,13 +13,13 @@ from skerry_agent.identity.renewal_machine import (
     PAUSE_S,
     TABLE,
     Event,
-    IllegalEventError,
     State,
     advance,
     look,
     pause_s,
     renewal_moment,
 )
+from skerry_agent.state_table import IllegalEventError
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -38,7 +38,7 @@ def test_an_event_without_a_row_raises(state: State, event: Event) -> None:
     if event in TABLE[state]:
         assert advance(state, event) in State
     else:
-        with pytest.raises(IllegalEventError, match=f"{state.value} cannot be {event.value}") as raised:
+        with pytest.raises(IllegalEventError, match=f"{state.value} takes no {event.value}") as raised:
             advance(state, event)
         assert (raised.value.state, raised.value.event) == (state, event)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from skerry_agent.state_table import IllegalEventError
 from skerry_agent.update.update_machine import (
     DEADLINES_S,
     RESUMES,
@@ -11,7 +12,6 @@ from skerry_agent.update.update_machine import (
     SWITCHED,
     TRANSITIONS,
     Event,
-    IllegalEventError,
     State,
     advance,
 )
