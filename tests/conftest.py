@@ -18,6 +18,18 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 
+#: Where the long tests are: they start first, so that no worker is left with one at the end.
+LONGEST_FIRST = (
+    "integration/demo/",
+    "integration/firmware/",
+    "integration/federation/",
+    "integration/simulation/",
+    "integration/releases/",
+    "integration/models/",
+    "integration/",
+)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder with the public data sets (``har.npz``); the test is skipped where it is not there."""
@@ -39,6 +51,11 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.02)
 
     return wait
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order by :data:`LONGEST_FIRST`, otherwise as collected."""
+    items.sort(key=lambda item: next((i for i, part in enumerate(LONGEST_FIRST) if part in item.nodeid), 99))
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
