@@ -44,7 +44,7 @@ check: install ## Style, types, import directions, freshness of generated code
 unit: install ## Every test but the soak runs
 	scripts/install-system-packages.sh mosquitto mosquitto-clients chromium debootstrap
 	@# Real processes on a busy machine may lose a race once; a test that needs its second try is shown as "rerun".
-	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder --reruns 1 --durations=15
+	$(BIN)/pytest -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder --reruns 1 --durations=15
 
 soak: install ## The long runs
 	scripts/install-system-packages.sh mosquitto
