@@ -1,4 +1,9 @@
-"""The demo while processes are being killed, when it is interrupted, and when it is called wrongly."""
+"""The demo while processes are being killed, when it is interrupted, and when it is called wrongly.
+
+The whole loop under kills takes minutes (`make soak`). Its parts are killed in every run: jobs, campaigns, SuperLink
+and devices (integration/federation), controllers before each write (rollouts, incidents, monitoring), the agent's
+processes (agent_cli), the control plane's (runtime).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from integration.demo.demo_run import SIM, run_demo
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(1500)]
 
 
+@pytest.mark.soak
 def test_the_digits_loop_finishes_while_processes_are_killed(tmp_path: Path) -> None:
     finished = run_demo(tmp_path, "--devices", "3", "--chaos", "11", "--rounds", "2")
     # Train, rollout, federate and recover last longer than the latest kill; shorter phases may end before theirs.
