@@ -42,12 +42,12 @@ check: install ## Style, types, import directions, freshness of generated code
 	$(BIN)/python scripts/generate_proto.py --check
 
 unit: install ## Every test but the soak runs
-	scripts/install-system-packages.sh mosquitto mosquitto-clients chromium debootstrap
+	scripts/install-system-packages.sh mosquitto mosquitto-clients chromium
 	@# Real processes on a busy machine may lose a race once; a test that needs its second try is shown as "rerun".
-	$(BIN)/pytest -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder --reruns 1 --durations=15
+	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder --reruns 1 --durations=15
 
-soak: install ## The long runs
-	scripts/install-system-packages.sh mosquitto
+soak: install ## The long runs: eight phones, kills in every phase, the package in a fresh Debian
+	scripts/install-system-packages.sh mosquitto mosquitto-clients chromium debootstrap
 	SKERRY_DEMO_DEVICES=8 SKERRY_DEMO_ROUNDS=0 $(BIN)/pytest -m "soak or demo"
 
 fuzz: install ## Fuzz every parser of bytes from the wire with atheris: make fuzz [NAME=tensors] [TIME=60, seconds each]

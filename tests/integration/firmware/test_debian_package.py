@@ -75,6 +75,7 @@ def test_the_package_says_what_it_is(package: Path) -> None:
         assert absent not in names
 
 
+@pytest.mark.soak
 def test_installed_it_runs_and_its_unit_is_valid(debian: Path) -> None:
     version = chroot(debian, "skerry-agent", "version")
     assert version.returncode == 0, version.stderr
@@ -88,6 +89,7 @@ def test_installed_it_runs_and_its_unit_is_valid(debian: Path) -> None:
     assert home.st_mode & 0o777 == 0o750
 
 
+@pytest.mark.soak
 def test_before_enrolment_it_says_what_to_do(debian: Path) -> None:
     done = chroot(debian, "skerry-agent", "run", "--data-dir", f"/{HOME}", user="skerry-agent")
     assert done.returncode == 3
@@ -119,6 +121,7 @@ def prepare_device(home: Path) -> None:
     layout.config.write_text(config.to_json())
 
 
+@pytest.mark.soak
 def test_as_its_own_user_it_answers_without_a_network(debian: Path, wait_until: Callable[..., None]) -> None:
     home = debian / HOME
     prepare_device(home)
@@ -150,6 +153,7 @@ def test_as_its_own_user_it_answers_without_a_network(debian: Path, wait_until: 
     assert "Traceback" not in output
 
 
+@pytest.mark.soak
 def test_removed_it_leaves_the_device_s_state_and_purged_it_does_not(debian: Path) -> None:
     assert chroot(debian, "dpkg", "--remove", "skerry-agent").returncode == 0
     assert not (debian / "opt" / "skerry-agent").exists()
