@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install-system-packages.sh
 demo: install ## Run the whole loop on this machine: control plane, devices, federated rounds, drift, recovery
 	$(BIN)/skerry-sim demo $(DEMO)
 
-test: check unit ## Everything that must hold: style, types, import directions, every test
+test: check unit ## Everything that must hold: style, types, import directions, every test but the long runs
 
 check: install ## Style, types, import directions, freshness of generated code
 	$(BIN)/ruff check .

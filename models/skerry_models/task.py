@@ -11,6 +11,7 @@ that "central", "holdout", "unseen" and every client are the same rows on every 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from skerry_models.errors import TaskLoadError, UnknownTaskError
+from skerry_models.errors import DataError, TaskLoadError, UnknownTaskError
 
 if TYPE_CHECKING:
     import torch
@@ -221,6 +222,16 @@ def _registered() -> dict[str, EntryPoint]:
 def task_names() -> tuple[str, ...]:
     """Names of all registered tasks, sorted; no task is imported."""
     return tuple(_registered())
+
+
+def check_source(task: str, name: str, known: Collection[str]) -> None:
+    """Pass if a task has a source of that name; raises DataError that lists the ones it has."""
+    if name not in known:
+        raise DataError(
+            f"task {task} has no source {name!r}",
+            looked_for=[f"one of {', '.join(known)}"],
+            remedy="use one of these names",
+        )
 
 
 @cache

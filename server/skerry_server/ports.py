@@ -41,6 +41,25 @@ def check_free(host: str, port: int, *, part: str, option: str) -> None:
         one.listen(1)
 
 
+def listen(host: str, port: int, *, setting: str) -> socket.socket:
+    """A bound socket for a server of this process; ``setting`` of server.json chooses its port.
+
+    Raises:
+        PlatformError: The port is taken, or cannot be opened.
+    """
+    listener = _socket(host)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PlatformError(
+            f"port {port} of {host} cannot be opened ({error.strerror})",
+            remedy=f"end the program that uses it, or set another {setting} in server.json",
+        ) from error
+    return listener
+
+
 def connect_address(host: str) -> str:
     """The address by which this machine reaches a listener on ``host``: loopback for a wildcard."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from skerry_models.cache import cache_folder
+from skerry_models.cache import cache_folder, find_prepared
 from skerry_models.datasets.har_source import NETWORK_SECONDS
 from skerry_models.errors import DataError
 
@@ -75,15 +75,9 @@ def load_fashion() -> FashionImages:
         DataError: They are nowhere; it lists every place that was tried and what happened there.
     """
     tried: list[str] = []
-    folder = os.environ.get("SKERRY_DATA_DIR", "")
-    cache = cache_folder() / _FILE
-    prepared = [Path(folder) / _FILE] if folder else []
-    if not folder:
-        tried.append("SKERRY_DATA_DIR is not set")
-    for path in [*prepared, cache]:
-        if path.is_file():
-            return read_fashion_file(path)
-        tried.append(f"{path} does not exist")
+    found = find_prepared(_FILE, tried)
+    if found is not None:
+        return read_fashion_file(found)
     url = os.environ.get("SKERRY_FASHION_URL", "") or PUBLIC_FILES
     arrays: dict[str, Pixels] = {}
     for name, file in _PARTS.items():
@@ -94,7 +88,7 @@ def load_fashion() -> FashionImages:
             tried.append(f"{address}: {error}")
             raise DataError("Fashion-MNIST is not there", looked_for=tried, remedy=_REMEDY) from error
     images = _checked(arrays, url)
-    _keep(images, cache)
+    _keep(images, cache_folder() / _FILE)
     return images
 
 

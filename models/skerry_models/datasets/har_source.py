@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skerry_models.cache import cache_folder
+from skerry_models.cache import cache_folder, find_prepared
 from skerry_models.datasets.har_archive import ArchiveError, read_archive
 from skerry_models.datasets.har_windows import WINDOW, HarWindows
 from skerry_models.errors import DataError
@@ -50,15 +50,9 @@ def load_har() -> HarWindows:
         DataError: They are nowhere; it lists every place that was tried and what happened there.
     """
     tried: list[str] = []
-    folder = os.environ.get("SKERRY_DATA_DIR", "")
-    cache = cache_folder() / _FILE
-    prepared = [Path(folder) / _FILE] if folder else []
-    if not folder:
-        tried.append("SKERRY_DATA_DIR is not set")
-    for path in [*prepared, cache]:
-        if path.is_file():
-            return read_har_file(path)
-        tried.append(f"{path} does not exist")
+    found = find_prepared(_FILE, tried)
+    if found is not None:
+        return read_har_file(found)
     url = os.environ.get("SKERRY_HAR_URL", "") or UCI_ARCHIVE
     with tempfile.TemporaryDirectory(prefix="skerry-har-") as temporary:
         archive = Path(temporary) / "archive.zip"
@@ -68,7 +62,7 @@ def load_har() -> HarWindows:
         except (OSError, http.client.HTTPException, ArchiveError, ValueError) as error:
             tried.append(f"{url}: {error}")
             raise DataError("the human activity data is not there", looked_for=tried, remedy=_REMEDY) from error
-    _keep(windows, cache)
+    _keep(windows, cache_folder() / _FILE)
     return windows
 
 

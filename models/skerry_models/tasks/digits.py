@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skerry_models.datasets.partition import deal
-from skerry_models.errors import DataError
 from skerry_models.task import (
     CENTRAL,
     CLIENT_PREFIX,
@@ -23,6 +22,7 @@ from skerry_models.task import (
     Float32,
     InputSpec,
     TrainingDefaults,
+    check_source,
 )
 
 if TYPE_CHECKING:
@@ -73,12 +73,7 @@ class DigitsTask:
 
     def source(self, name: str) -> Dataset:
         """See :class:`~skerry_models.task.Task`."""
-        if name not in self._parts:
-            raise DataError(
-                f"task digits has no source {name!r}",
-                looked_for=[f"one of {', '.join(self._parts)}"],
-                remedy="use one of these names",
-            )
+        check_source(self.name, name, self._parts)
         return self._parts[name]
 
     def apply_drift(self, x: Float32, seed: int) -> Float32:

@@ -25,6 +25,7 @@ from skerry_models.task import (
     InputSpec,
     Int64,
     TrainingDefaults,
+    check_source,
 )
 
 if TYPE_CHECKING:
@@ -66,13 +67,7 @@ class FashionTask:
 
     def source(self, name: str) -> Dataset:
         """See :class:`~skerry_models.task.Task`."""
-        known = [CENTRAL, HOLDOUT, UNSEEN, *(CLIENT_PREFIX + client for client in _CLIENTS)]
-        if name not in known:
-            raise DataError(
-                f"task fashion has no source {name!r}",
-                looked_for=[f"one of {', '.join(known)}"],
-                remedy="use one of these names",
-            )
+        check_source(self.name, name, [CENTRAL, HOLDOUT, UNSEEN, *(CLIENT_PREFIX + client for client in _CLIENTS)])
         images = self._images
         if name == UNSEEN:
             return _dataset(images.x_test, images.y_test)

@@ -24,6 +24,7 @@ from skerry_models.task import (
     Float32,
     InputSpec,
     TrainingDefaults,
+    check_source,
 )
 
 if TYPE_CHECKING:
@@ -80,12 +81,7 @@ class HarTask:
         """See :class:`~skerry_models.task.Task`."""
         people = {CENTRAL: _CENTRAL_PEOPLE, HOLDOUT: _HOLDOUT_PEOPLE}
         people |= {CLIENT_PREFIX + client: (who,) for client, who in zip(_CLIENTS, _CLIENT_PEOPLE, strict=True)}
-        if name != UNSEEN and name not in people:
-            raise DataError(
-                f"task har has no source {name!r}",
-                looked_for=[f"one of {', '.join([*people, UNSEEN])}"],
-                remedy="use one of these names",
-            )
+        check_source(self.name, name, [*people, UNSEEN])
         windows = self._windows
         basic = windows.y < _ACTIVITIES
         mask = basic & (windows.test if name == UNSEEN else np.isin(windows.subject, people[name]) & ~windows.test)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from skerry_server import ports
 from skerry_server.api.app import create_app
 from skerry_server.context import ServerContext, open_context
 from skerry_server.device_api.server import DeviceServer
-from skerry_server.errors import PlatformError, SkerryError
+from skerry_server.errors import SkerryError
 from skerry_server.rpc.server import RpcServer
 
 #: How long running calls may go on after a signal (seconds).
@@ -83,7 +83,7 @@ def serve(context: ServerContext) -> None:
         PlatformError: A port is busy.
     """
     config = context.config
-    listener = _listen(config.host, config.api_port)
+    listener = ports.listen(config.host, config.api_port, setting="api_port")
     try:
         rpc = RpcServer(context, address=f"{config.host}:{config.grpc_port}")
         rpc.start()
@@ -114,18 +114,3 @@ def serve(context: ServerContext) -> None:
             rpc.stop(grace_s=GRACE_S)
     finally:
         listener.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise PlatformError(
-            f"port {port} of {host} cannot be opened ({error.strerror})",
-            remedy="end the program that uses it, or set another api_port in server.json",
-        ) from error
-    return listener

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 import threading
 import time
 
 import uvicorn
 
+from skerry_server import ports
 from skerry_server.context import ServerContext
 from skerry_server.device_api.app import create_device_app
 from skerry_server.device_api.tls import TlsProtocol
@@ -41,7 +41,7 @@ class DeviceServer:
             PlatformError: The port is busy, or certificate or authority cannot be read.
         """
         config, layout = context.config, context.layout
-        self._listener = _listen(config.host, config.device_port)
+        self._listener = ports.listen(config.host, config.device_port, setting="device_port")
         settings = uvicorn.Config(
             create_device_app(context),
             http=protocol,
@@ -98,18 +98,3 @@ class DeviceServer:
             self._server.run(sockets=[self._listener])
         except SystemExit:  # uvicorn's way to say that it could not start; it has logged why
             _LOGGER.error("the device API ended")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise PlatformError(
-            f"port {port} of {host} cannot be opened ({error.strerror})",
-            remedy="end the program that uses it, or set another device_port in server.json",
-        ) from error
-    return listener
