@@ -36,6 +36,23 @@ REFUSED = 100
 #: Longest reason of an error reply (characters).
 REASON_CHARACTERS = 500
 
+#: Why a device stays out of a campaign; the campaign page counts them.
+STAY_OUT = (
+    "few-samples",
+    "hot",
+    "battery",
+    "slow-answers",
+    "busy",
+    "metered",
+    "updating",
+    "no-release",
+    "no-node",
+    "other-task",
+    "other-release",
+    "other-step",
+    "expired",
+)
+
 Scalar = int | float | str | bytes
 
 _COUNT = 1 << 40
@@ -112,7 +129,18 @@ class TrainInstruction(_Fields):
         minimum_samples: A device with fewer labelled samples must refuse.
         deadline_ms: How long the round waits, counted from the moment the message is received.
         seed: Of the order of the samples.
-        parameters: Wire form of the model to start from.
+        parameters: The model to start from, encoded as ``parameters_wire`` says.
+        parameters_wire: "float32": the wire form of :mod:`skerry_contract.tensors`; another name of
+            :data:`skerry_contract.update_codec.WIRES`: the difference from the model ``base_sha256``.
+        base_sha256: Digest (hexadecimal) of the wire form of the model that ``parameters`` is a difference from; empty
+            with "float32". A device without that model refuses, not finally, and gets the whole model.
+        wire: How the answer's parameters are encoded, a name of :data:`skerry_contract.update_codec.WIRES`.
+        density: Share of the values that a sparse wire keeps, above 0, at most 1.
+        clip_norm: L2 bound that the device scales its difference down to; 0 is none.
+        noise_std: Standard deviation of the Gaussian noise that the device adds to each value of its clipped
+            difference (local differential privacy); 0 is none.
+        control: Server control variate of SCAFFOLD (arXiv 1910.06378), wire form; empty without.
+        personal: Names of parameters that stay on the device, shell patterns separated by newlines; empty: none.
     """
 
     BOUNDS = {
@@ -124,6 +152,9 @@ class TrainInstruction(_Fields):
         "minimum_samples": (0, _COUNT),
         "deadline_ms": (1, 86_400_000),
         "seed": (0, (1 << 63) - 1),
+        "density": (1e-6, 1.0),
+        "clip_norm": (0.0, 1e12),
+        "noise_std": (0.0, 1e12),
     }
 
     campaign_id: str
@@ -138,6 +169,14 @@ class TrainInstruction(_Fields):
     deadline_ms: int
     seed: int
     parameters: bytes = dataclasses.field(repr=False)
+    parameters_wire: str = "float32"
+    base_sha256: str = ""
+    wire: str = "float32"
+    density: float = 0.01
+    clip_norm: float = 0.0
+    noise_std: float = 0.0
+    control: bytes = dataclasses.field(default=b"", repr=False)
+    personal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +192,14 @@ class TrainReply(_Fields):
         validation_examples: Samples of the device's validation split; 0 if it has none.
         validation_accuracy: Of the model as received, before training, on that split.
         validation_loss: Likewise.
-        parameters: Wire form of the trained model.
+        parameters: With ``wire`` "float32" the wire form of the trained model; otherwise the encoded difference from
+            the model that training started from.
+        wire: See there; the device may fall back to "float32".
+        norm: L2 norm of the difference before it was clipped.
+        squared_loss: Mean over the samples of the squared loss of the model as received (Oort, arXiv 2010.06081); -1
+            when it was not measured.
+        control: Change of the device's SCAFFOLD control variate, wire form; empty without.
+        personal_accuracy: Accuracy of the device's own model on the validation split; -1 without one.
     """
 
     BOUNDS = {
@@ -164,6 +210,9 @@ class TrainReply(_Fields):
         "validation_examples": (0, _COUNT),
         "validation_accuracy": _UNIT,
         "validation_loss": (-1e30, 1e30),
+        "norm": (0.0, 1e30),
+        "squared_loss": (-1.0, 1e30),
+        "personal_accuracy": (-1.0, 1.0),
     }
 
     device_id: str
@@ -175,6 +224,11 @@ class TrainReply(_Fields):
     validation_accuracy: float
     validation_loss: float
     parameters: bytes = dataclasses.field(repr=False)
+    wire: str = "float32"
+    norm: float = 0.0
+    squared_loss: float = -1.0
+    control: bytes = dataclasses.field(default=b"", repr=False)
+    personal_accuracy: float = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)

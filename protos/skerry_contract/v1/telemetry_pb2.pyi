@@ -75,7 +75,7 @@ class DriftReport(_message.Message):
     def __init__(self, boot_id: _Optional[str] = ..., window: _Optional[int] = ..., release_id: _Optional[str] = ..., edges_sha256: _Optional[bytes] = ..., started_unix_ms: _Optional[int] = ..., ended_unix_ms: _Optional[int] = ..., rows: _Optional[int] = ..., missing: _Optional[int] = ..., out_of_range: _Optional[int] = ..., schema_errors: _Optional[int] = ..., features: _Optional[_Iterable[_Union[HistogramCounts, _Mapping]]] = ..., predictions: _Optional[_Union[HistogramCounts, _Mapping]] = ..., confidence: _Optional[_Union[HistogramCounts, _Mapping]] = ..., latency: _Optional[_Union[HistogramCounts, _Mapping]] = ...) -> None: ...
 
 class HealthReport(_message.Message):
-    __slots__ = ("boot_id", "release_id", "variant", "requests", "errors", "latency_p50_us", "latency_p99_us", "labelled", "labelled_correct", "rss_bytes", "period_ms", "outbox_depth", "temperature_c", "training")
+    __slots__ = ("boot_id", "release_id", "variant", "requests", "errors", "latency_p50_us", "latency_p99_us", "labelled", "labelled_correct", "rss_bytes", "period_ms", "outbox_depth", "temperature_c", "training", "conditions")
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class HealthReport(_message.Message):
     OUTBOX_DEPTH_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     boot_id: str
     release_id: str
     variant: str
@@ -104,7 +105,28 @@ class HealthReport(_message.Message):
     outbox_depth: int
     temperature_c: float
     training: bool
-    def __init__(self, boot_id: _Optional[str] = ..., release_id: _Optional[str] = ..., variant: _Optional[str] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., latency_p50_us: _Optional[int] = ..., latency_p99_us: _Optional[int] = ..., labelled: _Optional[int] = ..., labelled_correct: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., period_ms: _Optional[int] = ..., outbox_depth: _Optional[int] = ..., temperature_c: _Optional[float] = ..., training: _Optional[bool] = ...) -> None: ...
+    conditions: DeviceConditions
+    def __init__(self, boot_id: _Optional[str] = ..., release_id: _Optional[str] = ..., variant: _Optional[str] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., latency_p50_us: _Optional[int] = ..., latency_p99_us: _Optional[int] = ..., labelled: _Optional[int] = ..., labelled_correct: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., period_ms: _Optional[int] = ..., outbox_depth: _Optional[int] = ..., temperature_c: _Optional[float] = ..., training: _Optional[bool] = ..., conditions: _Optional[_Union[DeviceConditions, _Mapping]] = ...) -> None: ...
+
+class DeviceConditions(_message.Message):
+    __slots__ = ("idle", "charging", "battery_percent", "metered", "temperature_c", "latency_p99_us", "fresh_samples", "utc_offset_minutes")
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    CHARGING_FIELD_NUMBER: _ClassVar[int]
+    BATTERY_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    METERED_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_P99_US_FIELD_NUMBER: _ClassVar[int]
+    FRESH_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    UTC_OFFSET_MINUTES_FIELD_NUMBER: _ClassVar[int]
+    idle: bool
+    charging: bool
+    battery_percent: float
+    metered: bool
+    temperature_c: float
+    latency_p99_us: int
+    fresh_samples: int
+    utc_offset_minutes: int
+    def __init__(self, idle: _Optional[bool] = ..., charging: _Optional[bool] = ..., battery_percent: _Optional[float] = ..., metered: _Optional[bool] = ..., temperature_c: _Optional[float] = ..., latency_p99_us: _Optional[int] = ..., fresh_samples: _Optional[int] = ..., utc_offset_minutes: _Optional[int] = ...) -> None: ...
 
 class LabelReport(_message.Message):
     __slots__ = ("release_id", "labelled", "correct", "confusion", "classes")
@@ -183,18 +205,22 @@ class CampaignInvitation(_message.Message):
     def __init__(self, campaign_id: _Optional[str] = ..., task: _Optional[str] = ..., release_id: _Optional[str] = ..., train_step_sha256: _Optional[bytes] = ..., superlink_address: _Optional[str] = ..., minimum_samples: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
 
 class CampaignResponse(_message.Message):
-    __slots__ = ("campaign_id", "accepted", "reason", "flower_node_id", "labelled_samples")
+    __slots__ = ("campaign_id", "accepted", "reason", "flower_node_id", "labelled_samples", "reason_code", "conditions")
     CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     FLOWER_NODE_ID_FIELD_NUMBER: _ClassVar[int]
     LABELLED_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    REASON_CODE_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     campaign_id: str
     accepted: bool
     reason: str
     flower_node_id: int
     labelled_samples: int
-    def __init__(self, campaign_id: _Optional[str] = ..., accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., flower_node_id: _Optional[int] = ..., labelled_samples: _Optional[int] = ...) -> None: ...
+    reason_code: str
+    conditions: DeviceConditions
+    def __init__(self, campaign_id: _Optional[str] = ..., accepted: _Optional[bool] = ..., reason: _Optional[str] = ..., flower_node_id: _Optional[int] = ..., labelled_samples: _Optional[int] = ..., reason_code: _Optional[str] = ..., conditions: _Optional[_Union[DeviceConditions, _Mapping]] = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("command_id", "expires_unix_ms", "invitation")
