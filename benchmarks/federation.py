@@ -1,34 +1,34 @@
-"""Seconds per federated round over a real SuperLink: ours beside stock Flower and beside the bare bytes.
+"""Seconds per federated round over a real SuperLink: ours beside stock Flower and beside a bare gRPC stream.
 
-``python benchmarks/federation.py [--json FILE] [--rounds N] [--nodes N] [--no-stock]``
+``python benchmarks/federation.py [--json FILE] [--rounds N] [--nodes N] [--no-stock] [--fleet N]``
 
-Both run two devices that add one to every parameter, so that a round is nothing but transport, waiting and averaging.
-*Ours*: the SuperLink as ``skerry up`` starts it (TLS, registered node keys), the agent's long-lived node, the server's
+Devices add one to every parameter, so that a round is nothing but transport, waiting and averaging. *Ours*: the
+SuperLink as ``skerry up`` starts it (TLS, registered node keys, the lane), the agent's long-lived node, the server's
 round loop and streaming mean. *Stock*: ``flower-superlink``, ``flower-supernode`` and Flower's FedAvg as an app, all
-without TLS. *Bytes*: the same payload over one loopback TCP connection, in as many directions as a round moves it: the
-limit. The first round of each is left out.
+without TLS. *Bare stream*: the same bytes in pieces of 1 MB over gRPC without TLS, the same addition on the nodes, the
+sum taken as it arrives: the limit. The first round of each is left out. Processor seconds of the SuperLink are given
+because they count on a busy machine, where waiting does not. *Fleet*: so many long-lived nodes in four processes, and
+half as many: what a node more costs must not grow with their number.
 Before a figure counts, the averaged model must equal the round's number.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
 import shutil
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,10 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import numpy as np
 
+from federation_peers import free_port, running, stock, stream, stream_node, wait_for
 from skerry_agent.config import AgentLayout
 from skerry_agent.identity.node_key import node_public_key
-from skerry_contract.campaign import TRAIN, EvaluateInstruction, EvaluateReply, TrainInstruction, TrainReply
+from skerry_contract.campaign import TRAIN, Scalar, TrainInstruction, TrainReply
 from skerry_contract.tensors import decode_bundle, encode_bundle
 from skerry_server import superlink
 from skerry_server.config import ServerConfig, ServerLayout
@@ -50,56 +51,8 @@ from skerry_server.superlink import SuperLinkAccess
 from skerry_server.supervision.child import http_ready
 
 SIZES = {"1 thousand floats": 1_000, "5 million floats (20 MB)": 5_000_000}
-STARTUP_S = 120.0
-
-STOCK_PROJECT = b"""[project]
-name = "stock"
-version = "1.0.0"
-[tool.flwr.app]
-publisher = "benchmark"
-[tool.flwr.app.components]
-serverapp = "stock.server:app"
-clientapp = "stock.client:app"
-[tool.flwr.app.config]
-size = 1000
-rounds = 3
-nodes = 2
-moments = ""
-"""
-STOCK_SERVER = b'''"""Flower's FedAvg; writes a moment and the model's mean per round."""
-import json, time
-import numpy as np
-from flwr.app import Array, ArrayRecord
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
-
-app = ServerApp()
-
-
-@app.main()
-def main(grid, context):
-    config = context.run_config
-    def note(number, arrays):
-        with open(config["moments"], "a") as stream:
-            stream.write(json.dumps([number, time.time(), float(arrays["w"].numpy().mean())]) + "\\n")
-    nodes = int(config["nodes"])
-    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
-    start = ArrayRecord({"w": Array(np.zeros(int(config["size"]), np.float32))})
-    strategy.start(grid=grid, initial_arrays=start, num_rounds=int(config["rounds"]), evaluate_fn=note)
-'''
-STOCK_CLIENT = b'''"""Adds one."""
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-
-app = ClientApp()
-
-
-@app.train()
-def train(message, context):
-    w = message.content["arrays"]["w"].numpy() + 1
-    content = {"arrays": ArrayRecord({"w": Array(w)}), "metrics": MetricRecord({"num-examples": 1})}
-    return Message(RecordDict(content), reply_to=message)
-'''
+#: A fleet's nodes live in so many processes.
+FLEET_PROCESSES = 4
 
 
 class AddsOne:
@@ -108,8 +61,9 @@ class AddsOne:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def train(self, instruction: TrainInstruction) -> TrainReply:
+    def handle(self, kind: str, fields: Mapping[str, object]) -> Mapping[str, Scalar]:
         """The model plus one."""
+        instruction = TrainInstruction.from_fields(fields)
         model = np.asarray(decode_bundle(instruction.parameters)["w"], dtype=np.float32)
         return TrainReply(
             device_id=self._name,
@@ -121,95 +75,70 @@ class AddsOne:
             validation_accuracy=0.0,
             validation_loss=0.0,
             parameters=encode_bundle({"w": model + np.float32(1)}),
-        )
-
-    def evaluate(self, instruction: EvaluateInstruction) -> EvaluateReply:
-        """Not asked for here."""
-        raise NotImplementedError
+        ).to_fields()
 
 
-def node_main(address: str, folder: str) -> None:
-    """A node process: ``federation.py --node ADDRESS FOLDER``, with the authority's certificate in the folder above."""
+def node_main(address: str, folders: list[str]) -> None:
+    """A process of nodes: ``federation.py --node ADDRESS FOLDER...``; the authority's certificate lies above."""
     from skerry_agent.identity.node_key import load_node_key
     from skerry_agent.identity.tls import server_context
-    from skerry_agent.training.flower_node import FlowerNode
+    from skerry_agent.training.node import TrainingNode
     from skerry_agent.training.node_hint import NodeHint
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    path = Path(folder)
-    authority = (path.parent / "pki" / "ca.pem").read_bytes()
-    FlowerNode(
-        address,
-        load_node_key(AgentLayout(path)),
-        NodeHint(path / "node.json"),
-        AddsOne(path.name),
-        tls=lambda: server_context(authority, lambda: 0),
-    ).run(stop)
+    authority = (Path(folders[0]).parent / "pki" / "ca.pem").read_bytes()
+    threads = []
+    for path in map(Path, folders):
+
+        def joined(node_id: int, detail: str, path: Path = path) -> None:
+            (path / "node.json").write_text(json.dumps({"node_id": str(node_id)}))
+
+        node = TrainingNode(
+            address,
+            load_node_key(AgentLayout(path)),
+            NodeHint(path / "hint.json"),
+            AddsOne(path.name),
+            tls=lambda: server_context(authority, lambda: 0),
+            on_link=joined,
+        )
+        threads.append(threading.Thread(target=node.run, args=(stop,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+@dataclass
+class Figures:
+    """What a contender took.
+
+    Attributes:
+        seconds: Per round, median.
+        superlink_cpu_s: Processor seconds of the SuperLink per round.
+        superlink_mb: Its resident memory at the end.
+        server_mb: Resident memory of the process that runs the rounds.
+    """
+
+    seconds: float
+    superlink_cpu_s: float
+    superlink_mb: float
+    server_mb: float
 
 
-def program(name: str) -> str:
-    """A console script beside this Python."""
-    return str(Path(sys.executable).with_name(name))
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far."""
+    after = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(after[11]) + int(after[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@contextmanager
-def running(command: list[str], log: Path, home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process group that ends with the block."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "FLWR_HOME": str(home), "PATH": path}
-    with log.open("ab") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, start_new_session=True)
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = STARTUP_S) -> None:
-    """Poll with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.05)
-
-
-def answers(port: int) -> bool:
-    """Whether a SuperLink without TLS answers."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+def resident_mb(pid: int) -> float:
+    """Its resident memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @contextmanager
-def stock_superlink(folder: Path) -> Iterator[int]:
-    """Flower's own SuperLink with its database on disk; yields its port."""
-    port = free_port()
-    command = [program("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--database", str(folder / "state.db"), "--disable-runtime-dependency-installation"]
-    with running(command, folder / "superlink.log", folder / "home"):
-        wait_for(lambda: answers(port), "the SuperLink")
-        yield port
-
-
-@contextmanager
-def our_superlink(folder: Path) -> Iterator[SuperLinkAccess]:
-    """The SuperLink of a control plane in ``folder``; yields how to reach it."""
+def our_superlink(folder: Path) -> Iterator[tuple[SuperLinkAccess, int]]:
+    """The SuperLink of a control plane in ``folder``; yields how to reach it, and its process."""
     layout = ServerLayout(folder)
     authority = CertificateAuthority.create(now=utc_now())
     authority.save(layout.pki)
@@ -221,144 +150,133 @@ def our_superlink(folder: Path) -> Iterator[SuperLinkAccess]:
     config = ServerConfig(**unused, device_port=1, superlink_port=free_port())
     access = superlink.access(config, layout)
     ready = http_ready(f"https://{access.address}{superlink.HEALTH_PATH}", authority=access.authority)
-    with running(superlink.command(config, layout), folder / "superlink.log", folder / "home"):
+    with running(superlink.command(config, layout), folder / "superlink.log", folder / "home") as process:
         wait_for(lambda: ready(0), "the SuperLink")
-        yield access
+        yield access, process.pid
 
 
-def ours(folder: Path, size: int, rounds: int, nodes: int) -> list[float]:
-    """Seconds of each round after the first."""
-    from skerry_server.federation.aggregation import StreamingMean
-    from skerry_server.federation.exchange import Broadcast
+def ours(folder: Path, size: int, rounds: int, nodes: int, *, processes: int = 0) -> Figures:
+    """Rounds of our own; every node in a process of its own unless ``processes`` says how many share them."""
     from skerry_server.federation.flower import FlowerRun
     from skerry_server.federation.flower_nodes import FlowerNodes
-    from skerry_server.federation.round_loop import RoundCollector, RoundRules
-    from skerry_server.federation.updates import read_update
+    from skerry_server.federation.round_loop import RoundCollector
 
     with ExitStack() as stack:
-        access = stack.enter_context(our_superlink(folder))
+        access, pid = stack.enter_context(our_superlink(folder))
         registry = FlowerNodes(access)
         stack.callback(registry.close)
-        identities: dict[str, Path] = {}
-        for number in range(nodes):
-            home = folder / f"device-{number}"
+        homes = [folder / f"device-{number}" for number in range(nodes)]
+        for home in homes:
             home.mkdir()
-            identities[home.name] = home / "node.json"
             registry.register(home.name, node_public_key(AgentLayout(home)))
-            command = [sys.executable, __file__, "--node", access.address, str(home)]
-            stack.enter_context(running(command, folder / f"{home.name}.log", folder / "home"))
+        many = processes or nodes
+        for number in range(many):
+            command = [sys.executable, __file__, "--node", access.address, *map(str, homes[number::many])]
+            stack.enter_context(running(command, folder / f"nodes-{number}.log", folder / "home"))
         run = stack.enter_context(FlowerRun(access, lock=folder / "submit.lock"))
         wait_for(lambda: len(run.nodes()) == nodes, "the nodes")
-        devices = {name: int(json.loads(path.read_text())["node_id"]) for name, path in identities.items()}
-        collector = RoundCollector(run, lambda: devices)
+        devices = {home.name: int(json.loads((home / "node.json").read_text())["node_id"]) for home in homes}
+        collector = RoundCollector(run, lambda: devices if run.nodes() else {})
         model: dict[str, Any] = {"w": np.zeros(size, np.float32)}
         seconds: list[float] = []
+        before = 0.0
         for number in range(1, rounds + 2):
             started = time.perf_counter()
-            mean = StreamingMean(model)
-
-            def accept(device: str, fields: Any, model: Any = model, mean: StreamingMean = mean) -> None:
-                update = read_update(fields, device_id=device, model=model)
-                mean.add(update.state, update.examples)
-
-            instruction = TrainInstruction(
-                campaign_id="benchmark",
-                round=number,
-                task="benchmark",
-                train_step_sha256="0" * 64,
-                local_epochs=1,
-                batch_size=1,
-                learning_rate=1.0,
-                proximal_mu=0.0,
-                minimum_samples=0,
-                deadline_ms=60_000,
-                seed=0,
-                parameters=encode_bundle(model),
-            )
-            broadcast = Broadcast(TRAIN, str(number), instruction.to_fields(), 60.0)
-            collector.collect(broadcast, RoundRules(quorum=nodes, deadline_s=60.0), accept)
-            model = dict(mean.result())
+            model = one_round(collector, model, number, nodes)
             seconds.append(time.perf_counter() - started)
             if abs(float(model["w"].mean()) - number) > 1e-3:
                 raise AssertionError(f"round {number}: the mean of the model is {model['w'].mean()}")
+            if number == 1:
+                before = cpu_s(pid)
+        figures = Figures(
+            statistics.median(seconds[1:]), (cpu_s(pid) - before) / rounds, resident_mb(pid), resident_mb(os.getpid())
+        )
         run.complete()
-    return seconds[1:]
+    return figures
 
 
-def stock(folder: Path, size: int, rounds: int, nodes: int) -> list[float]:
-    """The same with Flower as it comes."""
-    from flwr.cli.build import build_fab_from_files
-    from flwr.common.serde import user_config_to_proto
-    from flwr.proto.control_pb2 import StartRunRequest
-    from flwr.proto.fab_pb2 import Fab
-    from flwr.supercore.control.control_http_client import ControlHttpClient
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+def one_round(collector: Any, model: dict[str, Any], number: int, nodes: int) -> dict[str, Any]:
+    """Ask every node and average."""
+    from skerry_server.federation.aggregation import StreamingMean
+    from skerry_server.federation.exchange import Broadcast
+    from skerry_server.federation.round_loop import RoundRules
+    from skerry_server.federation.updates import read_update
 
-    moments = folder / "moments.jsonl"
-    moments.touch()
-    with ExitStack() as stack:
-        port = stack.enter_context(stock_superlink(folder))
-        for number in range(nodes):
-            command = [program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
-            command += ["--port", str(free_port()), "--node-config", f"partition-id={number}"]
-            stack.enter_context(running(command, folder / f"supernode-{number}.log", folder / "home"))
-        fab, _ = build_fab_from_files(
-            {
-                "pyproject.toml": STOCK_PROJECT,
-                "stock/__init__.py": b'"""The benchmark\'s app."""\n',
-                "stock/server.py": STOCK_SERVER,
-                "stock/client.py": STOCK_CLIENT,
-            }
-        )
-        config = {"size": size, "rounds": rounds + 1, "nodes": nodes, "moments": str(moments)}
-        version_header = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
-        with ControlHttpClient.from_server_address(
-            f"127.0.0.1:{port}", True, None, interceptors=[version_header]
-        ) as control:
-            control.StartRun(StartRunRequest(fab=Fab(content=fab), override_config=user_config_to_proto(config)))
-        wait_for(
-            lambda: len(moments.read_text().splitlines()) == rounds + 2, "stock Flower", STARTUP_S + 60.0 * (rounds + 1)
-        )
-    entries = [json.loads(line) for line in moments.read_text().splitlines()]
-    for number, _, mean in entries:
-        if abs(mean - number) > 1e-3:
-            raise AssertionError(f"stock Flower, round {number}: the mean of the model is {mean}")
-    at = [moment for _, moment, _ in entries]
-    return [later - earlier for earlier, later in itertools.pairwise(at[1:])]
+    mean = StreamingMean(model)
+
+    def accept(device: str, fields: Any) -> None:
+        update = read_update(fields, device_id=device, model=model)
+        mean.add(update.state, update.examples)
+
+    instruction = TrainInstruction(
+        campaign_id="benchmark",
+        round=number,
+        task="benchmark",
+        train_step_sha256="0" * 64,
+        local_epochs=1,
+        batch_size=1,
+        learning_rate=1.0,
+        proximal_mu=0.0,
+        minimum_samples=0,
+        deadline_ms=60_000,
+        seed=0,
+        parameters=encode_bundle(model),
+    )
+    broadcast = Broadcast(TRAIN, str(number), instruction.to_fields(), 60.0)
+    collector.collect(broadcast, RoundRules(quorum=nodes, deadline_s=60.0), accept)
+    return dict(mean.result())
 
 
-def bare_bytes(size: int, nodes: int) -> float:
-    """Seconds to move a round's payload over loopback TCP: to each node and back."""
-    payload = np.zeros(size, np.float32).tobytes()
-    total = len(payload) * nodes * 2
-    received = 0
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-
-        def push() -> None:
-            with socket.create_connection(("127.0.0.1", port)) as sender:
-                for _ in range(nodes * 2):
-                    sender.sendall(payload)
-
-        pusher = threading.Thread(target=push)
-        started = time.perf_counter()
-        pusher.start()
-        connection, _ = listener.accept()
-        with connection:
-            while received < total:
-                received += len(connection.recv(1 << 20))
-        elapsed = time.perf_counter() - started
-        pusher.join()
-    return elapsed
-
-
-def in_folder(contender: Callable[[Path, int, int, int], list[float]], size: int, rounds: int, nodes: int) -> float:
-    """Median seconds per round of a contender in a folder of its own."""
+def in_folder(contender: Callable[[Path], Any]) -> Any:
+    """What a contender says, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="federation-"))
     try:
-        return statistics.median(contender(folder, size, rounds, nodes))
+        return contender(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def row(what: str, mine: float, beside: dict[str, float], goal: str, ratio: float, holds: bool) -> dict[str, Any]:
+    """A line of the report."""
+    return {"what": what, "unit": "s", "ours": mine, "beside": beside, "ratio": ratio, "goal": goal, "holds": holds}
+
+
+def compare(label: str, size: int, rounds: int, nodes: int, *, with_stock: bool) -> Iterator[dict[str, Any]]:
+    """The rows of one model."""
+    bare = partial(stream, size=size, rounds=rounds, nodes=nodes, program_file=__file__)
+    limit = statistics.median(in_folder(bare))
+    mine: Figures = in_folder(partial(ours, size=size, rounds=rounds, nodes=nodes))
+    title = f"round, {nodes} nodes, {label}"
+    more = {"bare gRPC stream": limit, "SuperLink CPU": mine.superlink_cpu_s}
+    allowed = 2 * limit + 0.05
+    yield row(
+        f"{title}: over the bare stream",
+        mine.seconds,
+        more,
+        "<= 2x + 0.05 s",
+        mine.seconds / limit,
+        mine.seconds <= allowed,
+    )
+    if with_stock:
+        theirs = statistics.median(in_folder(partial(stock, size=size, rounds=rounds, nodes=nodes)))
+        ratio = theirs / mine.seconds
+        yield row(f"{title}: than stock Flower", mine.seconds, {"stock Flower": theirs}, ">= 20x", ratio, ratio >= 20)
+
+
+def fleet(nodes: int, rounds: int) -> dict[str, Any]:
+    """Rounds with many nodes, and with half as many: twice the nodes may cost 2.6 times the processor time."""
+    half: Figures = in_folder(partial(ours, size=1_000, rounds=rounds, nodes=nodes // 2, processes=FLEET_PROCESSES))
+    full: Figures = in_folder(partial(ours, size=1_000, rounds=rounds, nodes=nodes, processes=FLEET_PROCESSES))
+    growth = full.superlink_cpu_s / max(half.superlink_cpu_s, 1e-9)
+    beside = {
+        f"{nodes // 2} nodes": half.seconds,
+        "SuperLink CPU": full.superlink_cpu_s,
+        "SuperLink MB": full.superlink_mb,
+        f"SuperLink MB at {nodes // 2}": half.superlink_mb,
+        "server MB": full.server_mb,
+    }
+    title = f"round, {nodes} connected nodes, 1 thousand floats: CPU growth"
+    return row(title, full.seconds, beside, "<= 2.6x for 2x", growth, growth <= 2.6)
 
 
 def main() -> None:
@@ -368,48 +286,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--no-stock", action="store_true")
-    parser.add_argument("--node", nargs=2, metavar=("ADDRESS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--fleet", type=int, default=500, help="how many connected nodes; 0: leave that out")
+    parser.add_argument("--node", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--stream-node", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.node:
-        node_main(*arguments.node)
+        node_main(arguments.node[0], arguments.node[1:])
+        return
+    if arguments.stream_node:
+        stream_node(arguments.stream_node)
         return
     rows: list[dict[str, Any]] = []
-    skipped = ["stock Flower: left out by --no-stock"] if arguments.no_stock else []
     for label, size in SIZES.items():
-        limit = statistics.median(bare_bytes(size, arguments.nodes) for _ in range(5))
-        mine = in_folder(ours, size, arguments.rounds, arguments.nodes)
-        rows.append(
-            {
-                "what": f"round, {arguments.nodes} nodes, {label}: over the bare bytes",
-                "unit": "s",
-                "ours": mine,
-                "beside": {"bare bytes": limit},
-                "ratio": mine / limit,
-                "goal": "<= 2x the transfer + 0.05 s",
-                "holds": mine <= 2 * limit + 0.05,
-            }
-        )
-        if not arguments.no_stock:
-            theirs = in_folder(stock, size, arguments.rounds, arguments.nodes)
-            rows.append(
-                {
-                    "what": f"round, {arguments.nodes} nodes, {label}: faster than stock Flower",
-                    "unit": "s",
-                    "ours": mine,
-                    "beside": {"stock Flower": theirs},
-                    "ratio": theirs / mine,
-                    "goal": ">= 20x",
-                    "holds": theirs / mine >= 20,
-                }
-            )
+        rows += compare(label, size, arguments.rounds, arguments.nodes, with_stock=not arguments.no_stock)
+    skipped = ["stock Flower: left out by --no-stock"] if arguments.no_stock else []
+    if arguments.fleet:
+        rows.append(fleet(arguments.fleet, arguments.rounds))
     for item in rows:
-        beside = ", ".join(f"{name} {value:.4f}" for name, value in item["beside"].items())
+        beside = ", ".join(f"{name} {value:.4g}" for name, value in item["beside"].items())
         verdict = "holds" if item["holds"] else "MISSED"
-        print(f"{item['what']:<72} {item['ours']:7.3f} s {item['ratio']:8.2f}x  {item['goal']:27} {verdict:6} {beside}")
+        print(f"{item['what']:<66} {item['ours']:7.3f} s {item['ratio']:8.2f}x  {item['goal']:15} {verdict:6} {beside}")
     report = {
         "name": "federation",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.platform()}",
-        "versions": {name: version(name) for name in ("numpy", "flwr", "httpx")},
+        "versions": {name: version(name) for name in ("numpy", "flwr", "httpx", "grpcio")},
         "load": os.getloadavg()[0],
         "rows": rows,
         "skipped": skipped,

@@ -92,7 +92,11 @@ class AgentConfig:
         presence_delay_seconds: How long the broker waits before it says that a vanished device is offline.
         training_temperature_c: Above it the device stays out of campaigns.
         training_battery_percent: Below it, and not charging, the device stays out of campaigns.
-        training_p99_ms: With slower answers (99th percentile) the device stays out of campaigns.
+        training_p99_ms: With slower answers (99th percentile) the device stays out of campaigns, and training pauses.
+        training_p99_factor: Training pauses, too, while the 99th percentile is so many times what it is at rest.
+        training_on_metered: Whether the device takes part over a metered network.
+        training_only_idle: Whether the device stays out of campaigns while it answers requests.
+        training_idle_seconds: Time without a request after which the device counts as idle.
     """
 
     device_id: str = dataclasses.field(metadata=_rule(matches=_NAME))
@@ -124,6 +128,10 @@ class AgentConfig:
     training_temperature_c: float = 85.0
     training_battery_percent: float = dataclasses.field(default=30.0, metadata=_rule(least=0, most=100))
     training_p99_ms: float = dataclasses.field(default=200.0, metadata=_SECONDS)
+    training_p99_factor: float = dataclasses.field(default=1.5, metadata=_rule(above=1))
+    training_on_metered: bool = False
+    training_only_idle: bool = False
+    training_idle_seconds: float = dataclasses.field(default=60.0, metadata=_rule(least=0))
 
     def __post_init__(self) -> None:
         """Hold every setting to its rule."""
@@ -269,6 +277,21 @@ class AgentLayout:
     def training_file(self) -> Path:
         """JSON ``{"flower_node_id": "<decimal>", "training": bool, "detail": str, "pid": int}``."""
         return self.root / "run" / "training.json"
+
+    @property
+    def training_state(self) -> Path:
+        """What training keeps between rounds: see :mod:`skerry_agent.training.device_state`."""
+        return self.root / "training"
+
+    @property
+    def fresh_file(self) -> Path:
+        """JSON: which labelled samples an accepted update has seen; training writes, control reads."""
+        return self.root / "training" / "fresh.json"
+
+    @property
+    def latency_file(self) -> Path:
+        """Latencies of this moment, which serving writes in place: :mod:`skerry_agent.policy.live_latency`."""
+        return self.root / "run" / "latency"
 
     @property
     def reporting_file(self) -> Path:

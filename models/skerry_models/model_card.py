@@ -28,7 +28,7 @@ def write_model_card(
         evaluations: Variant name to its figures on holdout.
         parameters: Number of parameters.
         sizes: File name to bytes.
-        lineage: What lineage.json holds; its plain values are listed.
+        lineage: What lineage.json holds; its plain values are listed, and what "privacy" says was spent.
     """
     fp32 = evaluations["fp32"]
     lines = [
@@ -57,6 +57,9 @@ def write_model_card(
     plain = {key: value for key, value in sorted(lineage.items()) if isinstance(value, str | int | float)}
     if plain:
         lines += ["## Lineage", "", *(f"- {key}: {value}" for key, value in plain.items()), ""]
+    privacy = lineage.get("privacy")
+    if isinstance(privacy, Mapping):
+        lines += ["## Differential privacy", "", *_privacy(privacy), ""]
     lines += [
         "## Limits",
         "",
@@ -65,3 +68,17 @@ def write_model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _privacy(spent: Mapping[str, object]) -> list[str]:
+    """What the campaign promises about any one device, and every figure behind it."""
+    figures = [f"- {name}: {value}" for name, value in sorted(spent.items())]
+    epsilon, delta = spent.get("epsilon"), spent.get("delta")
+    if not isinstance(epsilon, int | float) or not isinstance(delta, int | float):
+        return figures
+    return [
+        f"The models of the campaign are ({epsilon:.4g}, {delta:g})-differentially private for each "
+        f"{spent.get('adjacency', 'client')}. Figures that devices report beside their updates are not covered.",
+        "",
+        *figures,
+    ]

@@ -33,6 +33,8 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 #: Code of a Flower error reply that says: this device will not, for the reason given; asking again does not help.
 REFUSED = 100
+#: Begins the reason of an error reply, not a refusal, of a device that lacks the model ``base_sha256``: send all of it.
+NO_BASE = "no-base-model"
 #: Longest reason of an error reply (characters).
 REASON_CHARACTERS = 500
 
@@ -141,6 +143,8 @@ class TrainInstruction(_Fields):
             difference (local differential privacy); 0 is none.
         control: Server control variate of SCAFFOLD (arXiv 1910.06378), wire form; empty without.
         personal: Names of parameters that stay on the device, shell patterns separated by newlines; empty: none.
+        counted: Which answers counted (:mod:`skerry_contract.counted`); empty: the server does not say, and a device
+            takes its last answer for counted when another round asks it.
     """
 
     BOUNDS = {
@@ -177,6 +181,7 @@ class TrainInstruction(_Fields):
     noise_std: float = 0.0
     control: bytes = dataclasses.field(default=b"", repr=False)
     personal: str = ""
+    counted: bytes = dataclasses.field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,9 +248,10 @@ class EvaluateInstruction(_Fields):
         model: "base" or "result".
         deadline_ms: How long the answer is waited for.
         parameters: Wire form of the model.
+        last: 1: the campaign asks for nothing more, and a device forgets what it carried for it.
     """
 
-    BOUNDS = {"round": (0, 1_000_000), "deadline_ms": (1, 86_400_000)}
+    BOUNDS = {"round": (0, 1_000_000), "deadline_ms": (1, 86_400_000), "last": (0, 1)}
 
     campaign_id: str
     round: int
@@ -254,6 +260,7 @@ class EvaluateInstruction(_Fields):
     model: str
     deadline_ms: int
     parameters: bytes = dataclasses.field(repr=False)
+    last: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,11 +272,13 @@ class EvaluateReply(_Fields):
         examples: Samples of the validation split.
         accuracy: Fraction that was right.
         loss: Mean cross entropy.
+        personal_accuracy: Of the same model with the device's own parameters in place; -1 where it has none.
     """
 
-    BOUNDS = {"examples": (1, _COUNT), "accuracy": _UNIT, "loss": (-1e30, 1e30)}
+    BOUNDS = {"examples": (1, _COUNT), "accuracy": _UNIT, "loss": (-1e30, 1e30), "personal_accuracy": (-1.0, 1.0)}
 
     device_id: str
     examples: int
     accuracy: float
     loss: float
+    personal_accuracy: float = -1.0

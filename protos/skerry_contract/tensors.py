@@ -26,6 +26,9 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     for name in ("float32", "float64", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 }
 
+#: Field numbers and wire type of ``TensorBundle.tensors`` and ``Tensor.data`` (protobuf encoding, "LEN").
+_TENSORS_TAG, _DATA_TAG = bytes([1 << 3 | 2]), bytes([4 << 3 | 2])
+
 
 def encode_tensor(name: str, array: Array) -> Tensor:
     """Put an array into a message.
@@ -37,12 +40,28 @@ def encode_tensor(name: str, array: Array) -> Tensor:
     Raises:
         ValueError: The type cannot cross the wire, or the rank is above 8.
     """
+    data = _little_endian(name, array)
+    return Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=bytes(data))
+
+
+def _little_endian(name: str, array: Array) -> memoryview:
+    """The values in C order, without a copy where they are; raises ValueError."""
     if array.dtype.name not in DTYPES:
         raise ValueError(f"tensor {name}: type {array.dtype} cannot cross the wire")
     if array.ndim > TENSOR_RANK:
         raise ValueError(f"tensor {name}: rank {array.ndim} is above {TENSOR_RANK}")
-    little = array.astype(DTYPES[array.dtype.name], copy=False)
-    return Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=little.tobytes(order="C"))
+    little = np.ascontiguousarray(array.astype(DTYPES[array.dtype.name], copy=False)).reshape(-1)
+    return little.view(np.uint8).data
+
+
+def _varint(value: int) -> bytes:
+    """Base 128, as protobuf writes lengths."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def decode_tensor(tensor: Tensor, *, limit: int = PARAMETER_BYTES) -> Array:
@@ -77,8 +96,19 @@ def decode_tensor(tensor: Tensor, *, limit: int = PARAMETER_BYTES) -> Array:
 
 
 def encode_bundle(arrays: Mapping[str, Array]) -> bytes:
-    """Serialise named arrays in the order of the mapping."""
-    return TensorBundle(tensors=[encode_tensor(name, array) for name, array in arrays.items()]).SerializeToString()
+    """Serialise named arrays in the order of the mapping.
+
+    The bytes are those of ``TensorBundle.SerializeToString()``; they are put together here because protobuf would copy
+    the data four times.
+    """
+    parts: list[bytes | memoryview] = []
+    for name, array in arrays.items():
+        data = _little_endian(name, array)
+        head = Tensor(name=name, dtype=array.dtype.name, shape=array.shape).SerializeToString()
+        if data.nbytes:
+            head += _DATA_TAG + _varint(data.nbytes)
+        parts += [_TENSORS_TAG, _varint(len(head) + data.nbytes), head, data]
+    return b"".join(parts)
 
 
 def decode_bundle(data: bytes, *, limit: int = PARAMETER_BYTES) -> dict[str, Array]:

@@ -41,11 +41,13 @@ class SuperLinkAccess:
         address: host:port, a name in the server's certificate.
         authority: File with the certificate of the authority that vouches for it.
         secret: File with the operator's secret.
+        blobs: Folder that large parameters are exchanged through.
     """
 
     address: str
     authority: Path
     secret: Path
+    blobs: Path
 
 
 def check_installed() -> None:
@@ -57,12 +59,17 @@ def check_installed() -> None:
 def access(config: ServerConfig, layout: ServerLayout) -> SuperLinkAccess:
     """How the processes of this data directory reach its SuperLink."""
     address = ports.join(ports.connect_address(config.host), config.superlink_port)
-    return SuperLinkAccess(address, layout.authority_certificate, secret_file(layout))
+    return SuperLinkAccess(address, layout.authority_certificate, secret_file(layout), lane_folder(layout) / "blobs")
 
 
 def secret_file(layout: ServerLayout) -> Path:
     """Where the operator's secret is."""
     return layout.keys / "superlink-operator-secret"
+
+
+def lane_folder(layout: ServerLayout) -> Path:
+    """Where the lane keeps messages and large parameters (:mod:`skerry_server.federation.flower_lane`)."""
+    return layout.superlink / "lane"
 
 
 def ensure_secret(path: Path) -> str:
@@ -86,6 +93,7 @@ def command(config: ServerConfig, layout: ServerLayout) -> list[str]:
         "-m",
         "skerry_server.federation.superlink_process",
         str(secret_file(layout)),
+        str(lane_folder(layout)),
         "--ssl-ca-certfile",
         str(layout.authority_certificate),
         "--ssl-certfile",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,46 @@ from fuzz.target import Target
 from skerry_contract import bitmap, delta, delta_writer, histogram, manifest, tensors, topics
 from skerry_contract.campaign import EvaluateInstruction, EvaluateReply, TrainInstruction, TrainReply
 from skerry_contract.errors import ContractError, WireError
+from skerry_contract.secagg_roster import Entry, Roster, certificate_der, check_entry, load_authority, sign_keys
+from skerry_contract.secure_aggregation import (
+    ConfirmInstruction,
+    ConfirmReply,
+    KeysInstruction,
+    KeysReply,
+    MaskedInstruction,
+    MaskedReply,
+    SharesInstruction,
+    SharesReply,
+    UnmaskInstruction,
+    UnmaskReply,
+)
+from skerry_contract.update_codec import WIRES, decode_difference, encode_difference
 from skerry_contract.v1.common_pb2 import Tensor, TensorBundle
 from skerry_contract.v1.telemetry_pb2 import HistogramCounts
+from unit.federation.secure_rig import authority, identity_of
 from unit.update.releases import make_release
 
 _RNG = np.random.default_rng(1)
 _BASE = _RNG.integers(0, 256, 3000, dtype=np.uint8).tobytes()
 _NEXT = bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(_BASE)) + b"more"
-_MESSAGES = (TrainInstruction, TrainReply, EvaluateInstruction, EvaluateReply)
+_MESSAGES: tuple[Any, ...] = (
+    TrainInstruction,
+    TrainReply,
+    EvaluateInstruction,
+    EvaluateReply,
+    KeysInstruction,
+    KeysReply,
+    SharesInstruction,
+    SharesReply,
+    MaskedInstruction,
+    MaskedReply,
+    ConfirmInstruction,
+    ConfirmReply,
+    UnmaskInstruction,
+    UnmaskReply,
+)
+_CONFIRMED = ConfirmReply(device_id="a", session="0" * 32, signature=b"\0" * 70, complaints=b"\0")
+_FLEET = authority()
 _REPLY = EvaluateReply(device_id="a", examples=4, accuracy=0.75, loss=0.5)
 _INSTRUCTION = TrainInstruction(
     campaign_id="campaign-1",
@@ -79,9 +112,41 @@ def _campaign(data: bytes) -> None:
             continue
 
 
+def _roster(data: bytes) -> None:
+    authority = load_authority(_FLEET.certificate_pem)
+    for entry in Roster.decode(data, b"").entries:
+        check_entry(entry, b"", authority)
+
+
+def _rosters() -> tuple[bytes, ...]:
+    own = identity_of("a", _FLEET)
+    entry = Entry("a", b"s" * 32, b"m" * 32, certificate_der(own.certificate_pem), b"")
+    signature = sign_keys(own.key, b"", "a", entry.sealing_key, entry.mask_key)
+    return Roster((replace(entry, signature=signature),), b"").encode(), b"\0\1\0\1a"
+
+
 def _delta(data: bytes) -> None:
     # A header that was right for this base gets through to the coding behind it.
     delta.apply(data, _BASE, limit=1 << 20)
+
+
+_MODEL: dict[str, tensors.Array] = {
+    "w": _RNG.standard_t(3, size=(40, 30)).astype(np.float32),
+    "b": _RNG.normal(size=5),
+    "n": np.array(3),
+    "flag": np.array([True, False]),
+}
+
+
+def _update(data: bytes) -> None:
+    # The wire that the header names is the one that was agreed on: changed bytes get through to what is behind it.
+    decode_difference(data, _MODEL, wire=WIRES[data[4] % len(WIRES)] if len(data) > 4 else WIRES[0])
+
+
+def _updates() -> tuple[bytes, ...]:
+    seeds = [encode_difference(_MODEL, wire=wire, density=0.3, seed=1)[0] for wire in WIRES]
+    seeds.append(encode_difference(_MODEL, wire="topk", density=0.02, seed=1)[0])
+    return tuple(seeds)
 
 
 _LARGE = b'{"device_id": "a", "examples": ' + b"9" * 400 + b', "accuracy": NaN, "loss": 1e999}'
@@ -121,6 +186,8 @@ TARGETS = (
     Target("manifest", manifest.parse_manifest, (make_release("digits-1").manifest.SerializeToString(),), (WireError,)),
     Target("edges", histogram.parse_edges, (_edges(),), (ContractError,)),
     Target("counts", _counts, (b"\x03\x01\x80\x01\x05",), (ContractError,), longest=300),
-    Target("campaign", _campaign, (_json(_REPLY), _json(_INSTRUCTION), _LARGE), ()),
+    Target("campaign", _campaign, (_json(_REPLY), _json(_INSTRUCTION), _json(_CONFIRMED), _LARGE), ()),
+    Target("update", _update, _updates(), (ContractError,), longest=8192),
+    Target("roster", _roster, _rosters(), (ContractError,), longest=2048),
     Target("delta", _delta, (delta_writer.write_delta(_BASE, _NEXT),), (ContractError,)),
 )

@@ -74,6 +74,8 @@ class Invitations:
                 reason="" if obstacle is None else obstacle.reason,
                 flower_node_id=conditions.flower_node_id,
                 labelled_samples=conditions.labelled_samples,
+                reason_code="" if obstacle is None else obstacle.code,
+                conditions=conditions.message(),
             )
             if not self._respond(response):
                 continue

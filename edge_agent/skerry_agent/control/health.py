@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from skerry_contract.v1.agent_local_pb2 import ServingStatus
-from skerry_contract.v1.telemetry_pb2 import HealthReport
+from skerry_contract.v1.telemetry_pb2 import DeviceConditions, HealthReport
 
 #: Counters of ServingStatus of which a report has the difference over its period.
 COUNTERS = ("requests", "errors", "labelled", "labelled_correct")
@@ -31,7 +31,14 @@ class HealthMeter:
     totals: dict[str, int]
 
     def report(
-        self, status: ServingStatus | None, now_s: float, *, outbox_depth: int, temperature_c: float, training: bool
+        self,
+        status: ServingStatus | None,
+        now_s: float,
+        *,
+        outbox_depth: int,
+        temperature_c: float,
+        training: bool,
+        conditions: DeviceConditions | None = None,
     ) -> HealthReport:
         """The report for the period since the last one.
 
@@ -42,6 +49,7 @@ class HealthMeter:
             outbox_depth: Messages that wait.
             temperature_c: Hottest thermal zone; 0 if there is none.
             training: Whether the training process works on a campaign.
+            conditions: What decides whether the device may train.
         """
         report = HealthReport(
             boot_id=self.boot_id,
@@ -49,6 +57,7 @@ class HealthMeter:
             outbox_depth=outbox_depth,
             temperature_c=temperature_c,
             training=training,
+            conditions=conditions,
         )
         self.last_s = now_s
         if status is None:

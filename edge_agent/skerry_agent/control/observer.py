@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from skerry_agent.config import AgentConfig, AgentLayout
 from skerry_agent.control.health import HealthMeter
@@ -77,9 +78,12 @@ class Observer:
         serving_status: Callable[[], ServingStatus | None],
         count_labelled: Callable[[], int],
         record: Callable[[UplinkMessage], bool],
+        metered: Callable[[], bool] = lambda: False,
+        count_fresh: Callable[[], int | None] = lambda: None,
+        local_time: Callable[[], datetime] = lambda: datetime.now().astimezone(),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``serving_status`` and ``count_labelled`` are asked at most once a second."""
+        """Sensors, stores and ``serving_status`` are asked at most once a second; ``local_time`` knows its zone."""
         self._layout = layout
         self._config = config
         self._boot_id = boot_id
@@ -90,15 +94,21 @@ class Observer:
         self._serving_status = serving_status
         self._count_labelled = count_labelled
         self._record = record
+        self._metered = metered
+        self._count_fresh = count_fresh
+        self._local_time = local_time
         self._monotonic = monotonic
         self._limits = limits_of(config)
         self._pause = TrainingPause(layout)
         self._windows = WindowPolicyFile(layout)
-        self._meter = HealthMeter(boot_id, monotonic(), {})
+        self._started_s = monotonic()
+        self._meter = HealthMeter(boot_id, self._started_s, {})
         self._looked_at = float("-inf")
         self._training = Training()
         self._active = Active()
         self._labelled = 0
+        self._fresh: int | None = None
+        self._on_metered = False
         self._heat: float | None = None
         self._power = Power(None, charging=False)
         self._requests = (0, float("-inf"))
@@ -120,7 +130,17 @@ class Observer:
             labelled_samples=self._labelled,
             flower_node_id=self._training.flower_node_id,
             updating=update.state not in SETTLED,
+            metered=self._on_metered,
+            idle=self._idle(status),
+            fresh_samples=self._fresh,
+            utc_offset_minutes=utc_offset_minutes(self._local_time()),
         )
+
+    def _idle(self, status: ServingStatus | None) -> bool | None:
+        """Whether no request was answered for a while, counted from the first look; None if serving does not say."""
+        if status is None:
+            return None
+        return self._monotonic() - max(self._requests[1], self._started_s) >= self._config.training_idle_seconds
 
     def _fresh_p99_us(self, status: ServingStatus | None) -> int:
         """The 99th percentile while requests come; 0 when nobody asks: old answers must not keep training paused."""
@@ -149,6 +169,7 @@ class Observer:
             outbox_depth=depth,
             temperature_c=self._heat or 0.0,
             training=self._training.training,
+            conditions=self.conditions(update).message(),
         )
         self._record(UplinkMessage(health=report))
 
@@ -174,6 +195,7 @@ class Observer:
             chunks_done=update.progress.done,
             chunks_total=update.progress.total,
             ineligible_reason="" if obstacle is None else obstacle.reason,
+            ineligible_code="" if obstacle is None else obstacle.code,
             labels=self._config.labels,
         )
 
@@ -186,10 +208,12 @@ class Observer:
         self._active = self._read_active()
         try:
             self._labelled = self._count_labelled()
+            self._fresh = self._count_fresh()
         except DeviceError as error:
             log.warning("%s", error)
         self._heat = temperature_c()
         self._power = power()
+        self._on_metered = self._metered()
 
     def _read_active(self) -> Active:
         try:
@@ -207,7 +231,19 @@ class Observer:
 
 def limits_of(config: AgentConfig) -> Limits:
     """The policy's bounds of a configuration."""
-    return Limits(config.training_temperature_c, config.training_battery_percent, config.training_p99_ms)
+    return Limits(
+        config.training_temperature_c,
+        config.training_battery_percent,
+        config.training_p99_ms,
+        on_metered=config.training_on_metered,
+        only_idle=config.training_only_idle,
+    )
+
+
+def utc_offset_minutes(local: datetime) -> int:
+    """Minutes east of UTC of a time that knows its zone; 0 if it does not."""
+    offset = local.utcoffset()
+    return 0 if offset is None else round(offset.total_seconds() / 60)
 
 
 def _read_training(layout: AgentLayout) -> Training:

@@ -32,7 +32,7 @@ from skerry_agent.link.outbox import Outbox
 from skerry_agent.link.reported import Reporter, Revisions
 from skerry_agent.link.uplink import Uplink
 from skerry_agent.policy.install import OwnerPolicy
-from skerry_agent.policy.labelled import count_labelled
+from skerry_agent.policy.labelled import count_fresh, count_labelled, read_mark
 from skerry_agent.policy.network import MeteredNetwork
 from skerry_agent.trust.approvals import TufApprovals
 from skerry_agent.trust.judge import Judge
@@ -149,6 +149,8 @@ def run(
         serving_status=lambda: serving.status,
         count_labelled=lambda: count_labelled(layout.labelled),
         record=record,
+        metered=lambda: network.metered,
+        count_fresh=lambda: count_fresh(layout.labelled, read_mark(layout.fresh_file)),
     )
     topic = device_topic(device, DeviceTopic.PRESENCE)
     loop = ControlLoop(

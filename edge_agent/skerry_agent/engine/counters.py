@@ -7,6 +7,7 @@ a health gate must not roll a good release back because an application sends non
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 from dataclasses import dataclass
 
@@ -110,6 +111,16 @@ class Counters:
                 buckets=tuple(self._buckets.tolist()),
                 latency_sum_us=self._sum,
             )
+
+    def latest(self, since: int) -> tuple[int, list[float]]:
+        """Requests answered so far, and the latencies (us) of those after ``since``, the newest first.
+
+        At most :data:`RECENT` latencies are kept.
+        """
+        with self._lock:
+            self._add_up()
+            fresh = min(max(0, self._requests - since), len(self._recent))
+            return self._requests, list(itertools.islice(reversed(self._recent), fresh))
 
     def _add_up(self) -> None:
         """Take what requests left, one by one because others append meanwhile; the holder of the lock calls it."""

@@ -245,6 +245,10 @@ class Engine:
         )
         return self.status()
 
+    def latest_latencies(self, since: int) -> tuple[int, list[float]]:
+        """Requests answered so far, and the latencies (us) of those after ``since``, the newest first."""
+        return self._counters.latest(since)
+
     def status(self) -> EngineStatus:
         """What answers, and how it has done."""
         active = self._models.current

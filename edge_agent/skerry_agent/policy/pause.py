@@ -20,8 +20,8 @@ class TrainingPause:
         self._paused = self._path.exists()
 
     def follow(self, conditions: Conditions, limits: Limits) -> None:
-        """Pause while the device is strained, resume when it is not."""
-        reason = strain(conditions, limits)
+        """Pause while the device is strained, resume when it is not, by a margin (:meth:`Limits.eased`)."""
+        reason = strain(conditions, limits.eased() if self._paused else limits)
         if (reason != "") == self._paused:
             return
         try:

@@ -24,6 +24,7 @@ from skerry_agent.engine.engine import Engine, open_outbox
 from skerry_agent.errors import DeviceError
 from skerry_agent.files import write_atomically
 from skerry_agent.heartbeat import Heartbeat
+from skerry_agent.policy.live_latency import LatencyPublisher
 from skerry_agent.serving.admin import AdminDoor, ServingAdmin
 from skerry_agent.serving.core import ServingCore
 from skerry_agent.serving.grpc_door import GrpcDoor
@@ -59,6 +60,7 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
         doors = _Doors(engine, labels, layout, config)
         stack.callback(doors.stop)
         doors.start()
+        _publish_latencies(stack, engine, layout)
         heartbeat = Heartbeat()
         heartbeat.beat()
         document = {"http_port": doors.http.port, "grpc_port": doors.grpc.port, "pid": os.getpid()}
@@ -74,6 +76,17 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
             if not doors.http.alive:
                 raise DeviceError("the HTTP door has ended", remedy="see the log; the supervisor starts serving again")
         _log.info("stopping: requests under way are finished")
+
+
+def _publish_latencies(stack: contextlib.ExitStack, engine: Engine, layout: AgentLayout) -> None:
+    """Tell the training process how fast answers are; without it, training still looks at what control sees."""
+    try:
+        publisher = LatencyPublisher(layout.latency_file, engine.latest_latencies)
+    except OSError as error:
+        _log.warning("%s cannot be written: %s", layout.latency_file, error)
+        return
+    stack.callback(publisher.close)
+    publisher.start()
 
 
 class _LabelDeskWithRecent:

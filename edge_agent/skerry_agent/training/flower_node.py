@@ -1,4 +1,5 @@
-"""A long-lived Flower node inside this process; the only module of the agent that imports flwr (1.41.0, pinned).
+"""A long-lived Flower node for a SuperLink that is not ours. With :mod:`.flower_signature` the only module of the agent
+that imports flwr (1.41.0, pinned). At our own SuperLink :mod:`skerry_agent.training.lane_node` is used.
 
 Stock Flower starts a process per message and polls every three seconds. This node keeps one process, polls fast while
 a campaign runs and slower the longer it is idle, and speaks the SuperLink's Fleet API through Flower's own client
@@ -15,31 +16,29 @@ a campaign runs and slower the longer it is idle, and speaks the SuperLink's Fle
 
 from __future__ import annotations
 
-import datetime
 import logging
 import ssl
 import threading
 import time
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
+    RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -57,28 +56,35 @@ from flwr.supercore.inflatable.inflatable_utils import (
     push_objects,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from skerry_agent.errors import ArtifactError
 from skerry_agent.training.backoff import Backoff
+from skerry_agent.training.flower_signature import SignedRequests
 from skerry_agent.training.node_hint import NodeHint
+from skerry_agent.training.node_link import (
+    AWAY_LAST_S,
+    UNKNOWN_FIRST_S,
+    UNKNOWN_LAST_S,
+    LinkError,
+    NotRegisteredError,
+    RunEndedError,
+    Worker,
+    pause,
+)
 from skerry_agent.training.pace import PollPace
 from skerry_agent.training.server_clock import ServerClock
+from skerry_agent.training.stock_questions import ARRAYS, CONFIG, METRICS, ActiveStep, as_fields, as_metrics
 from skerry_agent.training.worker import RefusedError
 from skerry_contract.campaign import (
     BULK_RECORD,
     BULK_TYPE,
-    EVALUATE,
     INLINE_BYTES,
     REASON_CHARACTERS,
     RECORD,
     REFUSED,
-    TRAIN,
-    EvaluateInstruction,
-    EvaluateReply,
     Scalar,
-    TrainInstruction,
-    TrainReply,
 )
 from skerry_contract.errors import WireError
 
@@ -88,10 +94,6 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 20.0
 #: Less than the 5 s after which httpx closes an idle connection: while the node trains, heartbeats keep it open.
 _HEARTBEAT_PERIOD_S = 4.0
-#: Longest delay between attempts to reach a SuperLink that is away (seconds): rarer than the polls of an idle node.
-AWAY_LAST_S = 5.0
-#: Delays between attempts of a node that the SuperLink does not know (seconds).
-UNKNOWN_FIRST_S, UNKNOWN_LAST_S = 0.3, 30.0
 #: Poll delays (seconds); see :mod:`skerry_agent.training.pace`.
 POLL_FIRST_S, POLL_FACTOR, POLL_LAST_S = 0.1, 1.3, 2.0
 #: A message becomes visible before its objects are; Flower would wait a second before it asks again.
@@ -99,34 +101,7 @@ _PULL_BACKOFF_S, _PULL_BACKOFF_CAP_S = 0.01, 0.2
 #: How long a message whose objects never come is waited for.
 _PULL_LIMIT_S = 60.0
 
-#: A request that was refused is signed again when its time was off by more (seconds); the SuperLink allows 5.
-_CLOCK_OFF_S = 4.0
-
 R = TypeVar("R")
-
-
-class Worker(Protocol):
-    """Carries out instructions: :class:`~skerry_agent.training.worker.CampaignWorker`."""
-
-    def train(self, instruction: TrainInstruction) -> TrainReply:
-        """Raises RefusedError."""
-        ...
-
-    def evaluate(self, instruction: EvaluateInstruction) -> EvaluateReply:
-        """Raises RefusedError."""
-        ...
-
-
-class NotRegisteredError(Exception):
-    """The SuperLink does not know this node (any more)."""
-
-
-class RunEndedError(Exception):
-    """The run that a message belongs to is over; nobody waits for the reply."""
-
-
-class LinkError(Exception):
-    """The SuperLink cannot be reached, or answered in a way that trying again may mend."""
 
 
 @contextmanager
@@ -145,7 +120,7 @@ def _translated() -> Iterator[None]:
         raise LinkError(f"{type(error).__name__}: {error}") from error
 
 
-def _pack(fields: dict[str, Scalar]) -> Any:
+def _pack(fields: Mapping[str, Scalar]) -> Any:
     """Fields as the content of a message; see :mod:`skerry_contract.campaign`."""
     bulk = {name: value for name, value in fields.items() if isinstance(value, bytes) and len(value) > INLINE_BYTES}
     content = RecordDict({RECORD: ConfigRecord({name: fields[name] for name in fields if name not in bulk})})
@@ -161,32 +136,6 @@ def _unpack(content: Any) -> dict[str, Any]:
     return {**content.config_records[RECORD], **{name: array.data for name, array in bulk.items()}}
 
 
-class _SignedRequests:
-    """Signs the time of every request, as ``NodeAuthHttpInterceptor`` of Flower does, but the SuperLink's time."""
-
-    def __init__(self, key: ec.EllipticCurvePrivateKey, clock: ServerClock) -> None:
-        self._key = key
-        self._clock = clock
-        self._public_key = b64encode(public_key_to_bytes(key.public_key())).decode("ascii")
-
-    def intercept(self, context: Any, call_next: Any) -> Any:
-        """Send; once more if the first answer shows that the signed time was wrong."""
-        signed_s = self._clock.now()
-        response = call_next(self._signed(context, signed_s))
-        self._clock.learn(response.headers.get("date"))
-        if response.status_code == httpx.codes.UNAUTHORIZED and abs(self._clock.now() - signed_s) > _CLOCK_OFF_S:
-            response = call_next(self._signed(context, self._clock.now()))
-        return response
-
-    def _signed(self, context: Any, at_s: float) -> Any:
-        timestamp = datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat()
-        signature = sign_message(self._key, timestamp.encode("ascii"))
-        context.request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER] = self._public_key
-        context.request.headers[TIMESTAMP_HEADER] = timestamp
-        context.request.headers[FLEET_HTTP_SIGNATURE_HEADER] = b64encode(signature).decode("ascii")
-        return context
-
-
 class FlowerNode:
     """Connects a worker to a SuperLink for as long as it is told to; owns its heartbeat thread."""
 
@@ -200,6 +149,7 @@ class FlowerNode:
         tls: Callable[[], ssl.SSLContext],
         on_link: Callable[[int, str], None] = lambda node_id, detail: None,
         clock: ServerClock | None = None,
+        active: Callable[[], ActiveStep] | None = None,
     ) -> None:
         """Prepare a node.
 
@@ -211,6 +161,8 @@ class FlowerNode:
             tls: Makes the context of a connection.
             on_link: Hears the node's identifier, 0 while there is none, and what it waits for.
             clock: Tells the SuperLink's time; made from this machine's clocks if there is none.
+            active: What the device can train now, for a server that knows nothing of us; raises ArtifactError. Without
+                it such a server is refused.
         """
         self._address = address
         self._key = key
@@ -220,6 +172,7 @@ class FlowerNode:
         self._tls = tls
         self._on_link = on_link
         self._clock = clock or ServerClock()
+        self._active = active
 
     def run(self, stop: threading.Event, leave: Callable[[], bool] = lambda: False) -> None:
         """Serve until ``stop`` is set or ``leave()`` is true; reconnects for ever; deactivates the node at the end.
@@ -245,12 +198,12 @@ class FlowerNode:
                     delay = away.next_s()
                     logger.info("the SuperLink at %s is away: %s", self._address, error)
                     self._on_link(0, f"SuperLink {self._address} is away: {error}")
-            _pause(delay, stop, leave)
+            pause(delay, stop, leave)
 
     def _client(self) -> Any:
         interceptors = [
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-            _SignedRequests(self._key, self._clock),
+            SignedRequests(self._key, self._clock),
         ]
         return FleetHttpClient(f"https://{self._address}", interceptors=interceptors, verify=self._tls())
 
@@ -265,11 +218,22 @@ class FlowerNode:
                 if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
                     raise
                 # The key is not registered, or the node counts as online and the hint was lost.
-                raise NotRegisteredError(f"activation refused: {error.response.text[:200]}") from error
+                if not self._register(client):
+                    raise NotRegisteredError(f"activation refused: {error.response.text[:200]}") from error
+                response = client.ActivateNode(request)
         node_id = int(response.node_id)
         self._hint.remember(node_id)
         logger.info("node %d of the SuperLink at %s", node_id, self._address)
         return Node(node_id=node_id)
+
+    def _register(self, client: Any) -> bool:
+        """Register the key; only a SuperLink without node authentication lets a node do that itself."""
+        try:
+            client.RegisterNode(RegisterNodeFleetRequest(public_key=self._public_key))
+        except httpx.HTTPStatusError as error:
+            logger.debug("the node may not register itself: %s", error)
+            return False
+        return True
 
     @staticmethod
     def _deactivate(client: Any, node_id: int) -> None:
@@ -386,15 +350,8 @@ class FlowerNode:
     def _answer(self, message: Any) -> Any:
         """The reply to a message; whatever goes wrong becomes an error reply with its reason."""
         try:
-            fields = _unpack(message.content)
-            kind = message.metadata.message_type
-            if kind == TRAIN:
-                answer: TrainReply | EvaluateReply = self._worker.train(TrainInstruction.from_fields(fields))
-            elif kind == EVALUATE:
-                answer = self._worker.evaluate(EvaluateInstruction.from_fields(fields))
-            else:
-                raise RefusedError(f"messages of type {kind!r} are not known here")
-        except (RefusedError, WireError, KeyError) as error:
+            content = self._answer_content(message)
+        except (RefusedError, WireError, ArtifactError, KeyError) as error:
             final = not isinstance(error, RefusedError) or error.final
             reason = f"the message has no record {error}" if isinstance(error, KeyError) else str(error)
             logger.warning("refused: %s", reason)
@@ -404,18 +361,26 @@ class FlowerNode:
             logger.exception("the worker failed")
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason[:REASON_CHARACTERS]), reply_to=message)
-        return Message(_pack(answer.to_fields()), reply_to=message)
+        return Message(content, reply_to=message)
+
+    def _answer_content(self, message: Any) -> Any:
+        """Raises RefusedError, WireError or KeyError."""
+        kind, content = message.metadata.message_type, message.content
+        arrays = content.array_records.get(ARRAYS)
+        if self._active is None or RECORD in content or arrays is None:
+            return _pack(self._worker.handle(kind, _unpack(content)))
+        state = {name: array.numpy() for name, array in arrays.items()}
+        config = content.config_records.get(CONFIG, {})
+        left_s = message.metadata.created_at + message.metadata.ttl - self._clock.now()
+        question = as_fields(kind, state, config, self._active(), left_s=left_s)
+        parameters, metrics = as_metrics(kind, self._worker.handle(kind, question))
+        answer = RecordDict({METRICS: MetricRecord(metrics)})
+        if parameters:
+            answer[ARRAYS] = ArrayRecord({name: Array(value) for name, value in parameters.items()})
+        return answer
 
     def _dated(self, reply: Any, header: Any) -> Any:
         """``reply`` with the SuperLink's time, which checks it; it ends when the message that it answers ends."""
         reply.metadata.created_at = self._clock.now()
         reply.metadata.ttl = header.metadata.created_at + header.metadata.ttl - reply.metadata.created_at
         return reply
-
-
-def _pause(delay_s: float, stop: threading.Event, leave: Callable[[], bool]) -> None:
-    """Wait, but not for somebody who has to go."""
-    until = time.monotonic() + delay_s
-    while (left := until - time.monotonic()) > 0 and not leave():
-        if stop.wait(min(1.0, left)):
-            return

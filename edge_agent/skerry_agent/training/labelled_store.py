@@ -251,6 +251,12 @@ class LabelledStore:
             found = connection.execute(COUNT_SAMPLES).fetchone()
         return int(found[0])
 
+    def newest(self) -> int:
+        """Position of the newest sample, which counts up in this file; 0 if there was none; raises DeviceError."""
+        with self._reading() as connection:
+            found = connection.execute("SELECT COALESCE(MAX(position), 0) FROM samples").fetchone()
+        return int(found[0])
+
     def pending(self) -> list[PendingLabels]:
         """Counts that are not sealed yet, one entry per release; raises DeviceError."""
         with self._reading() as connection:

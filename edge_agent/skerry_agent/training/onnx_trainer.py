@@ -32,6 +32,7 @@ from skerry_agent.training.trainer import (
 from skerry_contract.tensors import decode_tensor
 from skerry_contract.v1.release_pb2 import GoldenStep, ParameterSpec, TrainStepSpec
 
+Floats = npt.NDArray[np.float32]
 #: Rows per call of the evaluation graph; its batch dimension goes up to 64.
 EVALUATION_BATCH = 64
 #: Seconds between two questions whether a pause is over.
@@ -102,6 +103,16 @@ class OnnxTrainer:
         if unknown := sorted(self._evaluate_parameters - set(self._parameters)):
             raise ArtifactError("", f"evaluate.onnx asks for {unknown[:8]}, which train_step.pb does not name")
 
+    @property
+    def trainable(self) -> frozenset[str]:
+        """See :class:`~skerry_agent.training.trainer.Trainer`."""
+        return frozenset(item.name for item in self._trainable)
+
+    @property
+    def momentum(self) -> float:
+        """See :class:`~skerry_agent.training.trainer.Trainer`."""
+        return float(self._spec.momentum)
+
     def check_golden_step(self, golden: GoldenStep) -> None:
         """Run the golden step and compare.
 
@@ -160,6 +171,7 @@ class OnnxTrainer:
         started = time.monotonic()
         order = np.random.default_rng(options.seed)
         feeds = self._initial_feeds(state, options)
+        corrections = self._corrections(options)
         steps, losses = 0, 0.0
         for _ in range(options.local_epochs):
             rows = order.permutation(len(x))
@@ -168,6 +180,10 @@ class OnnxTrainer:
                 _wait_while(should_pause)
                 batch = rows[start : start + options.batch_size]
                 loss = self._run_step(feeds, x[batch], y[batch])
+                for value, velocity, correction, move in corrections:
+                    _add(feeds[value], move)
+                    if velocity:
+                        _add(feeds[velocity], correction)
                 if not math.isfinite(loss):
                     raise TrainingDivergedError(f"the loss is {loss} at step {steps + 1}")
                 losses += loss * len(batch)
@@ -195,6 +211,27 @@ class OnnxTrainer:
             raise InputError("proximal_mu", expected="0: this train step has no FedProx term", got=options.proximal_mu)
         return feeds
 
+    def _corrections(self, options: TrainOptions) -> list[tuple[str, str, Floats, Floats]]:
+        """(parameter, its velocity, c, -learning rate * c) for each corrected parameter.
+
+        A step of the graph is v' = m v + g, w' = w - lr v'. With the gradient g + c it would be v' + c and w' - lr c,
+        so adding both after the step is the corrected step exactly, with and without momentum.
+        """
+        found: list[tuple[str, str, Floats, Floats]] = []
+        for name, array in options.correction.items():
+            item = self._parameters.get(name)
+            if item is None or not item.trainable or array.shape != tuple(item.shape):
+                raise InputError("correction", expected="tensors of trainable parameters", got=name)
+            if item.dtype != "float32" or array.dtype != np.float32:
+                raise InputError(f"correction[{name}]", expected="float32 for a float32 parameter", got=array.dtype)
+            correction = np.asarray(array, dtype=np.float32)
+            if not np.isfinite(correction).all():
+                raise InputError(f"correction[{name}]", expected="finite values", got="NaN or infinity")
+            if correction.any():
+                move = (np.float32(-options.learning_rate) * correction).astype(np.float32)
+                found.append((name, item.velocity_input, correction, move))
+        return found
+
     def _run_step(self, feeds: dict[str, Any], x: Inputs, y: Labels) -> float:
         """Take one step and put its results into ``feeds`` for the next; returns the loss before the step."""
         feeds[self._spec.data_input] = onnxruntime.OrtValue.ortvalue_from_numpy(x)
@@ -209,7 +246,7 @@ class OnnxTrainer:
         self.check_state(state)
         self._check_samples(x, y)
         parameters = {name: np.asarray(state[name]) for name in self._evaluate_parameters}
-        right, loss = 0, 0.0
+        right, loss, squared = 0, 0.0, 0.0
         for start in range(0, len(x), EVALUATION_BATCH):
             _wait_while(should_pause)
             labels = y[start : start + EVALUATION_BATCH]
@@ -220,10 +257,18 @@ class OnnxTrainer:
             right += int((scores.argmax(axis=1) == labels).sum())
             shifted = scores - scores.max(axis=1, keepdims=True)
             log_sum = np.log(np.exp(shifted).sum(axis=1))
-            loss += float((log_sum - shifted[np.arange(len(labels)), labels]).sum())
+            losses = log_sum - shifted[np.arange(len(labels)), labels]
+            loss += float(losses.sum())
+            squared += float(losses @ losses)
         if not math.isfinite(loss):
             raise TrainingDivergedError(f"the evaluation loss is {loss}")
-        return EvaluationResult(len(x), right / len(x), loss / len(x))
+        return EvaluationResult(len(x), right / len(x), loss / len(x), squared / len(x))
+
+
+def _add(value: Any, summand: Floats) -> None:
+    """Add to a tensor where it lies: onnxruntime's view of a tensor on the CPU is its memory."""
+    view: Floats = value.numpy()
+    view += summand
 
 
 def _wait_while(should_pause: ShouldPause) -> None:

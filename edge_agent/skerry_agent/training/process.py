@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from skerry_agent.config import AgentLayout, load_config
@@ -20,13 +21,22 @@ from skerry_agent.errors import ArtifactError, DeviceError
 from skerry_agent.identity.identity_files import IdentityFiles
 from skerry_agent.identity.node_key import load_node_key
 from skerry_agent.identity.tls import server_context
+from skerry_agent.policy.inference_first import InferenceFirst
+from skerry_agent.policy.live_latency import LatencyReader
 from skerry_agent.training.bundle import TrainingBundles
+from skerry_agent.training.device_state import DeviceState
+from skerry_agent.training.fresh import FreshSamples
 from skerry_agent.training.labelled_store import LabelledStore
+from skerry_agent.training.node import TrainingNode
 from skerry_agent.training.node_hint import NodeHint
+from skerry_agent.training.priority import IdleThread
+from skerry_agent.training.secure_aggregation import SecureAggregationWorker
 from skerry_agent.training.status import TrainingStatus
+from skerry_agent.training.stock_questions import ActiveStep
 from skerry_agent.training.worker import CampaignWorker, PauseGate
 from skerry_agent.trust.keyring import slot_keys
 from skerry_agent.trusted_clock import TrustedClock
+from skerry_contract.secure_aggregation import SECAGG_KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -77,20 +87,37 @@ def run(data_dir: Path) -> int:
     config = load_config(layout)
     status = TrainingStatus(layout.training_file)
     bundles = TrainingBundles(layout, slot_keys(layout, config))
+    samples = LabelledStore(layout.labelled, config.labelled_capacity)
+    latency = LatencyReader(layout.latency_file)
+    guard = InferenceFirst(limit_ms=config.training_p99_ms, factor=config.training_p99_factor)
+    training_thread = IdleThread()
     worker = CampaignWorker(
         config.device_id,
         bundles,
-        LabelledStore(layout.labelled, config.labelled_capacity),
-        PauseGate(layout.run / PAUSE_FILE, stop.is_set),
+        samples,
+        PauseGate(
+            layout.run / PAUSE_FILE,
+            stop.is_set,
+            inference_first=lambda: guard.must_wait(latency.read(), time.monotonic()),
+        ),
         on_busy=status.busy,
+        state=DeviceState.open(layout.training_state, reserve=config.disk_reserve_bytes),
+        fresh=FreshSamples(layout.fresh_file, samples),
+        run=training_thread.run,
     )
+    secure = SecureAggregationWorker(
+        config.device_id, IdentityFiles(layout).read, worker.train, received=worker.received
+    )
+    worker.add_handlers({kind: partial(secure.handle, kind) for kind in SECAGG_KINDS})
     readiness = Readiness(bundles.check_active)
     while not stop.is_set():
         if reason := readiness.reason():
             status.link(0, reason)
             stop.wait(CHECK_S)
             continue
-        _serve(config.superlink_address, layout, worker, status, stop, readiness)
+        _serve(config.superlink_address, layout, worker, bundles, status, stop, readiness)
+    training_thread.close()
+    latency.close()
     status.link(0, "stopped")
     return 0
 
@@ -99,21 +126,26 @@ def _serve(
     address: str,
     layout: AgentLayout,
     worker: CampaignWorker,
+    bundles: TrainingBundles,
     status: TrainingStatus,
     stop: threading.Event,
     readiness: Readiness,
 ) -> None:
-    from skerry_agent.training.flower_node import FlowerNode  # a second of imports, not before needed
-
-    node = FlowerNode(
+    node = TrainingNode(
         address,
         load_node_key(layout),
         NodeHint(layout.root / NODE_FILE),
         worker,
         tls=lambda: _superlink_tls(layout),
         on_link=status.link,
+        active=lambda: _active_step(bundles),
     )
     node.run(stop, leave=lambda: bool(readiness.reason()))
+
+
+def _active_step(bundles: TrainingBundles) -> ActiveStep:
+    bundle = bundles.open(bundles.active_digest())
+    return ActiveStep(bundle.task, bundle.train_step_sha256)
 
 
 def _superlink_tls(layout: AgentLayout) -> ssl.SSLContext:

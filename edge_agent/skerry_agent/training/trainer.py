@@ -6,7 +6,7 @@ A *state* is every parameter and buffer of the network by its fully qualified na
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,7 @@ class TrainOptions:
         learning_rate: Of SGD with the momentum that the train step was exported with.
         proximal_mu: Weight of the FedProx term; 0 turns it off.
         seed: Of the order of the samples.
+        correction: Added to the gradient of each named parameter in every step (SCAFFOLD's c - c_i, arXiv 1910.06378).
     """
 
     local_epochs: int
@@ -56,6 +57,7 @@ class TrainOptions:
     learning_rate: float
     proximal_mu: float = 0.0
     seed: int = 0
+    correction: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,27 @@ class EvaluationResult:
         examples: How many samples.
         accuracy: Fraction that was right.
         loss: Mean cross entropy (natural logarithm).
+        squared_loss: Mean of the squares of the samples' cross entropies; -1 if it was not measured.
     """
 
     examples: int
     accuracy: float
     loss: float
+    squared_loss: float = -1.0
 
 
 class Trainer(Protocol):
     """Trains one network architecture."""
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """Names of the parameters that a gradient moves; the others are buffers."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """Of its SGD, 0 to below 1."""
+        ...
 
     def check_state(self, state: Mapping[str, Array]) -> None:
         """Raise InputError unless names, shapes, types and finiteness are those of the network."""

@@ -66,7 +66,7 @@ class ReportingPolicy(_message.Message):
     def __init__(self, window_requests: _Optional[int] = ..., window_ms: _Optional[int] = ..., health_period_ms: _Optional[int] = ...) -> None: ...
 
 class ReportedState(_message.Message):
-    __slots__ = ("device_id", "boot_id", "revision", "desired_sequence", "active_release", "active_variant", "target_release", "update_status", "update_detail", "rollout_id", "device_class", "agent_version", "flower_node_id", "labelled_samples", "reported_unix_ms", "chunks_done", "chunks_total", "ineligible_reason", "labels")
+    __slots__ = ("device_id", "boot_id", "revision", "desired_sequence", "active_release", "active_variant", "target_release", "update_status", "update_detail", "rollout_id", "device_class", "agent_version", "flower_node_id", "labelled_samples", "reported_unix_ms", "chunks_done", "chunks_total", "ineligible_reason", "labels", "ineligible_code")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class ReportedState(_message.Message):
     CHUNKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     INELIGIBLE_REASON_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    INELIGIBLE_CODE_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     boot_id: str
     revision: int
@@ -112,7 +113,8 @@ class ReportedState(_message.Message):
     chunks_total: int
     ineligible_reason: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, device_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., revision: _Optional[int] = ..., desired_sequence: _Optional[int] = ..., active_release: _Optional[str] = ..., active_variant: _Optional[str] = ..., target_release: _Optional[str] = ..., update_status: _Optional[_Union[UpdateStatus, str]] = ..., update_detail: _Optional[str] = ..., rollout_id: _Optional[str] = ..., device_class: _Optional[str] = ..., agent_version: _Optional[str] = ..., flower_node_id: _Optional[int] = ..., labelled_samples: _Optional[int] = ..., reported_unix_ms: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., ineligible_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    ineligible_code: str
+    def __init__(self, device_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., revision: _Optional[int] = ..., desired_sequence: _Optional[int] = ..., active_release: _Optional[str] = ..., active_variant: _Optional[str] = ..., target_release: _Optional[str] = ..., update_status: _Optional[_Union[UpdateStatus, str]] = ..., update_detail: _Optional[str] = ..., rollout_id: _Optional[str] = ..., device_class: _Optional[str] = ..., agent_version: _Optional[str] = ..., flower_node_id: _Optional[int] = ..., labelled_samples: _Optional[int] = ..., reported_unix_ms: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., ineligible_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., ineligible_code: _Optional[str] = ...) -> None: ...
 
 class Presence(_message.Message):
     __slots__ = ("device_id", "online", "boot_id", "since_unix_ms")

@@ -210,7 +210,7 @@ class StartRolloutRequest(_message.Message):
     def __init__(self, release_id: _Optional[str] = ..., cohort_id: _Optional[str] = ..., canary_percent: _Optional[int] = ..., probation_ms: _Optional[int] = ...) -> None: ...
 
 class Campaign(_message.Message):
-    __slots__ = ("id", "task", "base_release", "strategy", "state", "detail", "rounds_planned", "rounds", "created_unix_ms", "candidate_id", "cohort_id")
+    __slots__ = ("id", "task", "base_release", "strategy", "state", "detail", "rounds_planned", "rounds", "created_unix_ms", "candidate_id", "cohort_id", "phase", "waits_for", "deadline_unix_ms", "actions", "spent", "reasons", "settings_json", "approved_by")
     ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     BASE_RELEASE_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,14 @@ class Campaign(_message.Message):
     CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_ID_FIELD_NUMBER: _ClassVar[int]
     COHORT_ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
+    APPROVED_BY_FIELD_NUMBER: _ClassVar[int]
     id: str
     task: str
     base_release: str
@@ -233,23 +241,68 @@ class Campaign(_message.Message):
     created_unix_ms: int
     candidate_id: str
     cohort_id: str
-    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., base_release: _Optional[str] = ..., strategy: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., rounds_planned: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[CampaignRound, _Mapping]]] = ..., created_unix_ms: _Optional[int] = ..., candidate_id: _Optional[str] = ..., cohort_id: _Optional[str] = ...) -> None: ...
+    phase: str
+    waits_for: str
+    deadline_unix_ms: int
+    actions: _containers.RepeatedScalarFieldContainer[str]
+    spent: CampaignSpending
+    reasons: _containers.RepeatedCompositeFieldContainer[CampaignReason]
+    settings_json: str
+    approved_by: str
+    def __init__(self, id: _Optional[str] = ..., task: _Optional[str] = ..., base_release: _Optional[str] = ..., strategy: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., rounds_planned: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[CampaignRound, _Mapping]]] = ..., created_unix_ms: _Optional[int] = ..., candidate_id: _Optional[str] = ..., cohort_id: _Optional[str] = ..., phase: _Optional[str] = ..., waits_for: _Optional[str] = ..., deadline_unix_ms: _Optional[int] = ..., actions: _Optional[_Iterable[str]] = ..., spent: _Optional[_Union[CampaignSpending, _Mapping]] = ..., reasons: _Optional[_Iterable[_Union[CampaignReason, _Mapping]]] = ..., settings_json: _Optional[str] = ..., approved_by: _Optional[str] = ...) -> None: ...
+
+class CampaignSpending(_message.Message):
+    __slots__ = ("bytes_down", "bytes_up", "minutes", "energy_wh", "epsilon", "delta")
+    BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_UP_FIELD_NUMBER: _ClassVar[int]
+    MINUTES_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_WH_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    bytes_down: int
+    bytes_up: int
+    minutes: float
+    energy_wh: float
+    epsilon: float
+    delta: float
+    def __init__(self, bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ..., minutes: _Optional[float] = ..., energy_wh: _Optional[float] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ...) -> None: ...
+
+class CampaignReason(_message.Message):
+    __slots__ = ("code", "meaning", "devices", "example")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MEANING_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    meaning: str
+    devices: int
+    example: str
+    def __init__(self, code: _Optional[str] = ..., meaning: _Optional[str] = ..., devices: _Optional[int] = ..., example: _Optional[str] = ...) -> None: ...
 
 class CampaignRound(_message.Message):
-    __slots__ = ("number", "invited", "accepted", "accuracy", "loss", "seconds")
+    __slots__ = ("number", "invited", "accepted", "accuracy", "loss", "seconds", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     INVITED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     number: int
     invited: int
     accepted: int
     accuracy: float
     loss: float
     seconds: float
-    def __init__(self, number: _Optional[int] = ..., invited: _Optional[int] = ..., accepted: _Optional[int] = ..., accuracy: _Optional[float] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, number: _Optional[int] = ..., invited: _Optional[int] = ..., accepted: _Optional[int] = ..., accuracy: _Optional[float] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class CampaignList(_message.Message):
     __slots__ = ("campaigns", "next_page_token")
@@ -260,7 +313,7 @@ class CampaignList(_message.Message):
     def __init__(self, campaigns: _Optional[_Iterable[_Union[Campaign, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class StartCampaignRequest(_message.Message):
-    __slots__ = ("task", "cohort_id", "strategy", "rounds", "local_epochs", "learning_rate", "proximal_mu", "minimum_devices", "round_deadline_ms")
+    __slots__ = ("task", "cohort_id", "strategy", "rounds", "local_epochs", "learning_rate", "proximal_mu", "minimum_devices", "round_deadline_ms", "settings_json", "draft")
     TASK_FIELD_NUMBER: _ClassVar[int]
     COHORT_ID_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +323,8 @@ class StartCampaignRequest(_message.Message):
     PROXIMAL_MU_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_DEVICES_FIELD_NUMBER: _ClassVar[int]
     ROUND_DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
     task: str
     cohort_id: str
     strategy: str
@@ -279,7 +334,9 @@ class StartCampaignRequest(_message.Message):
     proximal_mu: float
     minimum_devices: int
     round_deadline_ms: int
-    def __init__(self, task: _Optional[str] = ..., cohort_id: _Optional[str] = ..., strategy: _Optional[str] = ..., rounds: _Optional[int] = ..., local_epochs: _Optional[int] = ..., learning_rate: _Optional[float] = ..., proximal_mu: _Optional[float] = ..., minimum_devices: _Optional[int] = ..., round_deadline_ms: _Optional[int] = ...) -> None: ...
+    settings_json: str
+    draft: bool
+    def __init__(self, task: _Optional[str] = ..., cohort_id: _Optional[str] = ..., strategy: _Optional[str] = ..., rounds: _Optional[int] = ..., local_epochs: _Optional[int] = ..., learning_rate: _Optional[float] = ..., proximal_mu: _Optional[float] = ..., minimum_devices: _Optional[int] = ..., round_deadline_ms: _Optional[int] = ..., settings_json: _Optional[str] = ..., draft: _Optional[bool] = ...) -> None: ...
 
 class Incident(_message.Message):
     __slots__ = ("id", "kind", "task", "release_id", "state", "severity", "detail", "device_ids", "opened_unix_ms", "campaign_id", "rollout_id")

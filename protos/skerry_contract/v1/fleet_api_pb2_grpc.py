@@ -566,6 +566,21 @@ class CampaignServiceStub:
                 request_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.StartCampaignRequest.SerializeToString,
                 response_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
                 _registered_method=True)
+        self.ApproveCampaign = channel.unary_unary(
+                '/skerry.v1.CampaignService/ApproveCampaign',
+                request_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.SerializeToString,
+                response_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
+                _registered_method=True)
+        self.PauseCampaign = channel.unary_unary(
+                '/skerry.v1.CampaignService/PauseCampaign',
+                request_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.SerializeToString,
+                response_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
+                _registered_method=True)
+        self.ResumeCampaign = channel.unary_unary(
+                '/skerry.v1.CampaignService/ResumeCampaign',
+                request_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.SerializeToString,
+                response_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
+                _registered_method=True)
         self.AbortCampaign = channel.unary_unary(
                 '/skerry.v1.CampaignService/AbortCampaign',
                 request_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.SerializeToString,
@@ -594,6 +609,24 @@ class CampaignServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApproveCampaign(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseCampaign(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeCampaign(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AbortCampaign(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -616,6 +649,21 @@ def add_CampaignServiceServicer_to_server(servicer, server):
             'StartCampaign': grpc.unary_unary_rpc_method_handler(
                     servicer.StartCampaign,
                     request_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.StartCampaignRequest.FromString,
+                    response_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.SerializeToString,
+            ),
+            'ApproveCampaign': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveCampaign,
+                    request_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.FromString,
+                    response_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.SerializeToString,
+            ),
+            'PauseCampaign': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseCampaign,
+                    request_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.FromString,
+                    response_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.SerializeToString,
+            ),
+            'ResumeCampaign': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeCampaign,
+                    request_deserializer=skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.FromString,
                     response_serializer=skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.SerializeToString,
             ),
             'AbortCampaign': grpc.unary_unary_rpc_method_handler(
@@ -704,6 +752,87 @@ class CampaignService:
             target,
             '/skerry.v1.CampaignService/StartCampaign',
             skerry__contract_dot_v1_dot_fleet__api__pb2.StartCampaignRequest.SerializeToString,
+            skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveCampaign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skerry.v1.CampaignService/ApproveCampaign',
+            skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.SerializeToString,
+            skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseCampaign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skerry.v1.CampaignService/PauseCampaign',
+            skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.SerializeToString,
+            skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeCampaign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skerry.v1.CampaignService/ResumeCampaign',
+            skerry__contract_dot_v1_dot_fleet__api__pb2.ActRequest.SerializeToString,
             skerry__contract_dot_v1_dot_fleet__api__pb2.Campaign.FromString,
             options,
             channel_credentials,

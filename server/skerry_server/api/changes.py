@@ -92,7 +92,11 @@ _FIGURES: Mapping[str, tuple[sa.Select[*tuple[Any, ...]], ...]] = {
     "campaigns": (
         sa.select(_count(), _max(Campaign.updated_ms)).select_from(Campaign),
         sa.select(_count(), _max(CampaignRound.committed_ms)).select_from(CampaignRound),
-        sa.select(CampaignParticipant.state, _count()).group_by(CampaignParticipant.state),
+        sa.select(
+            CampaignParticipant.state, CampaignParticipant.reason_code, _count(), _sum(CampaignParticipant.rounds)
+        ).group_by(CampaignParticipant.state, CampaignParticipant.reason_code),
+        # The phase of a round is told by the job.
+        sa.select(Job.id, sa.cast(Job.progress, sa.Text)).where(Job.kind == "campaign", Job.state == "running"),
     ),
     "drift": (
         sa.select(_max(DriftWindow.id), _count()).where(DriftWindow.judged.is_(True)),

@@ -13,7 +13,7 @@ from skerry_server.api.access import Principal
 from skerry_server.api.loop import Observed, describe_loop
 from skerry_server.api.queries import current_champions, latest_drift, state_counts
 from skerry_server.clock import now_ms
-from skerry_server.federation.campaign_machine import ACTIVE as ACTIVE_CAMPAIGNS
+from skerry_server.federation.campaign_machine import UNDER_WAY as ACTIVE_CAMPAIGNS
 from skerry_server.incidents.incident_machine import OPEN as OPEN_INCIDENTS
 from skerry_server.rollouts.rollout_machine import ACTIVE as ACTIVE_ROLLOUTS
 from skerry_server.store.tables import Campaign, CampaignRound, Candidate, Device, Incident, Job, Release, Rollout

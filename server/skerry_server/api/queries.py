@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from skerry_server.api.paging import Condition, Filter, Listing
 from skerry_server.errors import InvalidRequestError, NotFoundError
+from skerry_server.federation.service import job_id
 from skerry_server.fleet.service import cohort_device_ids
 from skerry_server.store.tables import (
     ApiToken,
@@ -242,13 +243,20 @@ def campaign_rounds(session: Session, campaign_ids: Iterable[str]) -> dict[str, 
 
 
 def campaign_participants(session: Session, campaign_id: str) -> Sequence[CampaignParticipant]:
-    """Invited devices of one campaign and what they answered."""
+    """Devices of one campaign's cohort: what they answered, or why they were not asked."""
     query = (
         sa.select(CampaignParticipant)
         .where(CampaignParticipant.campaign_id == campaign_id)
         .order_by(CampaignParticipant.device_id)
     )
     return session.scalars(query).all()
+
+
+def campaign_progress(session: Session, campaign_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What the job of each campaign told last; a campaign without a job is left out."""
+    jobs = {job_id(campaign_id): campaign_id for campaign_id in campaign_ids}
+    query = sa.select(Job.id, Job.progress).where(Job.id.in_(list(jobs)))
+    return {jobs[found]: dict(progress) for found, progress in session.execute(query)}
 
 
 def latest_drift(session: Session, task: str = "") -> Sequence[DriftWindow]:

@@ -86,13 +86,14 @@ class CampaignRequest(_Request):
 
     task: Name = Field(examples=["digits"])
     cohort_id: Name = Field(default="all", description="Cohort; 'all' is every device.")
-    strategy: Name = Field(default="fedavg", description="fedavg or fedprox.")
+    strategy: Name = Field(default="fedavg", description="fedavg, fedprox, scaffold, trimmedmean, fedbuff, ...")
     settings: dict[Name, Any] = Field(
         default_factory=dict,
-        max_length=32,
+        max_length=64,
         description="What differs from the task's defaults: rounds, local_epochs, batch_size, learning_rate, "
-        "proximal_mu, minimum_devices, quorum, round_deadline_ms, ...",
+        "minimum_devices, quorum, per_round, wire, selection, eligibility, privacy, secure_aggregation, ...",
     )
+    draft: bool = Field(default=False, description="Make it only; it begins when an approver approves it.")
 
 
 class ReasonRequest(_Request):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from skerry_contract.manifest import chunk_count, parse_manifest
@@ -11,15 +11,10 @@ from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_server.api import documents as doc
 from skerry_server.api import oversight_documents as oversight
 from skerry_server.api.queries import LabelledAccuracy
-from skerry_server.federation.campaign_machine import ACTIVE as ACTIVE_CAMPAIGNS
-from skerry_server.federation.campaign_machine import FINISHED as FINISHED_CAMPAIGN
 from skerry_server.incidents.guards import TRAINABLE
 from skerry_server.incidents.incident_machine import TRANSITIONS as INCIDENT_TRANSITIONS
 from skerry_server.rollouts.rollout_machine import ACTIVE as ACTIVE_ROLLOUTS
 from skerry_server.store.tables import (
-    Campaign,
-    CampaignParticipant,
-    CampaignRound,
     Candidate,
     Cohort,
     Device,
@@ -169,49 +164,6 @@ def rollout(row: Rollout, devices: Iterable[RolloutDevice]) -> doc.RolloutDocume
         updated_ms=row.updated_ms,
         devices=[doc.RolloutDeviceDocument.model_validate(each) for each in devices],
     )
-
-
-def rounds_planned(row: Campaign) -> int:
-    """How many rounds a campaign's settings ask for; 0 when they do not say."""
-    planned = row.settings.get("rounds", 0)
-    return planned if isinstance(planned, int) else 0
-
-
-def campaign(row: Campaign, rounds: Iterable[CampaignRound]) -> doc.CampaignDocument:
-    """A campaign with its committed rounds."""
-    return doc.CampaignDocument.model_validate(_campaign_fields(row, rounds))
-
-
-def campaign_detail(
-    row: Campaign, rounds: Iterable[CampaignRound], participants: Sequence[CampaignParticipant]
-) -> doc.CampaignDetailDocument:
-    """A campaign with its rounds and invited devices."""
-    invited = [doc.ParticipantDocument.model_validate(each) for each in participants]
-    return doc.CampaignDetailDocument.model_validate({**_campaign_fields(row, rounds), "participants": invited})
-
-
-def _campaign_fields(row: Campaign, rounds: Iterable[CampaignRound]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "task": row.task,
-        "base_release": row.base_release,
-        "cohort_id": row.cohort_id,
-        "strategy": row.strategy,
-        "settings": row.settings,
-        "rounds_planned": rounds_planned(row),
-        "state": row.state,
-        "detail": row.detail,
-        "finished": row.state not in ACTIVE_CAMPAIGNS,
-        "succeeded": row.state == FINISHED_CAMPAIGN,
-        "incident_id": row.incident_id,
-        "flower_run_id": row.flower_run_id,
-        "mlflow_run_id": row.mlflow_run_id,
-        "candidate_id": row.candidate_id,
-        "created_by": row.created_by,
-        "created_ms": row.created_ms,
-        "updated_ms": row.updated_ms,
-        "rounds": [doc.CampaignRoundDocument.model_validate(each) for each in rounds],
-    }
 
 
 def incident(row: Incident) -> oversight.IncidentDocument:

@@ -125,6 +125,26 @@ def parse_settings(texts: list[str] | None) -> dict[str, Any]:
     return result
 
 
+def parse_nested_settings(texts: list[str] | None) -> dict[str, Any]:
+    """As :func:`parse_settings`, and ``["privacy.mode=central"]`` to ``{"privacy": {"mode": "central"}}``.
+
+    Raises:
+        InvalidRequestError: Not NAME=VALUE, or a name that is both a value and a place for others.
+    """
+    result: dict[str, Any] = {}
+    for name, value in parse_settings(texts).items():
+        *places, last = name.split(".")
+        place = result
+        for part in places:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise InvalidRequestError("--set", expected=f"{part} to have a value or parts, not both", got=name)
+        if last in place:
+            raise InvalidRequestError("--set", expected=f"{last} to have a value or parts, not both", got=name)
+        place[last] = value
+    return result
+
+
 def given(**filters: object) -> dict[str, str]:
     """The filters that are not empty, as the API wants them."""
     return {

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from skerry_server.api.access import ForbiddenError, UnauthenticatedError
-from skerry_server.cli.commands import fleet, governance, learning, releases
+from skerry_server.cli.commands import campaigns, fleet, governance, learning, releases
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError, PlatformError, SkerryError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_PLATFORM, EXIT_NOT_FOUND, EXIT_CONFLICT, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -81,7 +81,7 @@ for _group in (
     releases.candidate,
     releases.release,
     releases.rollout,
-    learning.campaign,
+    campaigns.campaign,
     governance.incident,
     governance.policy,
     releases.champion,

@@ -25,7 +25,9 @@ _STYLES: Mapping[str, str] = {
     **dict.fromkeys(("available", "stable", "champion", "intact"), "green"),
     **dict.fromkeys(("running", "canary", "fleet", "instructed", "recruiting"), "cyan"),
     **dict.fromkeys(("need", "downloading", "probation"), "cyan"),
-    **dict.fromkeys(("queued", "pending", "built", "warn", "suspect", "rolling_back", "proposed"), "yellow"),
+    **dict.fromkeys(
+        ("queued", "pending", "built", "warn", "suspect", "rolling_back", "proposed", "draft", "paused"), "yellow"
+    ),
     **dict.fromkeys(("failed", "rejected", "rolled_back", "quarantined", "act", "critical", "drift", "broken"), "red"),
     **dict.fromkeys(("offline", "dismissed", "aborted", "withdrawn", "revoked", "declined"), "dim"),
 }
@@ -114,6 +116,15 @@ def age(at_ms: int, *, now_ms: int | None = None) -> str:
 def percent(value: float | None) -> str:
     """0.9312 -> 93.1 %; empty for nothing."""
     return "" if value is None else f"{value * 100:.1f} %"
+
+
+def amount(size: float) -> str:
+    """1536000 -> 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def pairs(values: Mapping[str, object]) -> str:

@@ -1,28 +1,43 @@
-"""Job kind "campaign": puts a plan, Flower, the journal, torch and MLflow together for one campaign.
+"""Job kind "campaign": puts a plan, Flower, the journal, the holdout and MLflow together for one campaign.
 
-Payload ``{"campaign_id"}``, result ``{"campaign_id", "best_round", "parameters_sha256", "rounds", "metrics"}``.
-Killed anywhere and run again it continues behind the last committed round.
+Payload ``{"campaign_id"}``, result ``{"campaign_id", "best_round", "parameters_sha256", "rounds", "metrics", "ended",
+"privacy"}``; ``{"campaign_id", "paused": True}`` when it ended for a pause. Killed anywhere and run again it continues
+behind the last committed round. torch is imported only where the base release's bundle is missing, or rounds are judged
+as deployed.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from skerry_models.task import HOLDOUT
+from skerry_contract.tensors import decode_bundle
+from skerry_models.task import CENTRAL, HOLDOUT
 from skerry_server import superlink
 from skerry_server.context import ServerContext
 from skerry_server.errors import ConflictError, RequestError
-from skerry_server.federation.campaign_machine import RUNNING
-from skerry_server.federation.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Holdout
-from skerry_server.federation.exchange import Exchange
+from skerry_server.federation import participation
+from skerry_server.federation.campaign_machine import PAUSED, RUNNING
+from skerry_server.federation.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Workshop
+from skerry_server.federation.collecting import MakeCollecting
+from skerry_server.federation.deployed import DeployedJudge
+from skerry_server.federation.exchange import Exchange, HasGuests
+from skerry_server.federation.holdout import Evaluate, OnnxHoldout, evaluate_graph, torch_holdout
 from skerry_server.federation.journal import CampaignJournal, RoundRecord
+from skerry_server.federation.patience import Patience
+from skerry_server.federation.phases import PhaseOverrunError
+from skerry_server.federation.privacy import PrivacyBudgetError
+from skerry_server.federation.privacy_seam import RoundPrivacy
 from skerry_server.federation.round_loop import Resolve, RoundFailedError
+from skerry_server.federation.secure_collecting import SecureCollecting
+from skerry_server.federation.service import job_id
 from skerry_server.federation.settings import load_settings
 from skerry_server.federation.strategies import create_strategy
 from skerry_server.federation.tracking import CampaignTracker
@@ -34,7 +49,9 @@ from skerry_server.training.service import known_task
 if TYPE_CHECKING:
     from skerry_server.registry.mlflow_registry import MlflowRegistry
 
-#: How often a running campaign looks whether it was aborted (seconds).
+logger = logging.getLogger(__name__)
+
+#: How often a running campaign looks whether it was aborted, and says in which phase it is (seconds).
 CHECK_S = 1.0
 
 
@@ -42,47 +59,79 @@ class CampaignFailedError(RequestError):
     """The campaign cannot go on, and trying again does not help; committed rounds are kept."""
 
 
+class CampaignPausedError(Exception):
+    """A person paused the campaign: the job ends, and is queued again when it is resumed."""
+
+
 def run(job: JobContext) -> dict[str, Any]:
     """Run the campaign; see the module."""
-    from skerry_server.federation.flower import FlowerRun
+    try:
+        return _run(job)
+    except CampaignPausedError:
+        return {"campaign_id": str(job.payload["campaign_id"]), "paused": True}
+
+
+def _run(job: JobContext) -> dict[str, Any]:
+    from skerry_server.federation.flower import NO_CLIENT_APP, FlowerRun
 
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line per request, twenty requests a second
-    context = job.context
-    plan, strategy_name = load_plan(context, str(job.payload["campaign_id"]))
-    journal = CampaignJournal(context.database, context.artifacts, plan.campaign_id, job.folder / "updates")
+    context, patience = job.context, Patience()
+    plan, strategy_name, bundle_sha256 = patience.run(lambda: load_plan(context, str(job.payload["campaign_id"])))
+    journal = CampaignJournal(
+        context.database,
+        context.artifacts,
+        plan.campaign_id,
+        spool_folder(context, plan.campaign_id),
+        patience=patience,
+        on_commit=participation.note_commit,
+    )
     access = superlink.access(context.config, context.layout)
 
     @contextmanager
     def open_exchange() -> Iterator[Exchange]:
-        with FlowerRun(access, lock=context.layout.superlink / "submit.lock") as exchange:
-            _set_column(context, plan.campaign_id, flower_run_id=str(exchange.run_id))
+        lock, client_app = context.layout.superlink / "submit.lock", plan.settings.client_app or NO_CLIENT_APP
+        with FlowerRun(access, lock=lock, client_app=client_app) as exchange:
+            patience.run(lambda: _set_column(context, plan.campaign_id, flower_run_id=str(exchange.run_id)))
             yield exchange
             exchange.complete()
 
+    #: Nodes that are no devices and have been seen; they take part in every round.
+    guests: dict[str, int] | None = {} if plan.settings.client_app else None
     tracker = _open_tracker(job, plan, strategy_name)
+    progress = CampaignProgress(job, plan, patience)
 
     def on_round(record: RoundRecord) -> None:
         tracker.committed(record)
-        job.progress(round=record.number, rounds=plan.settings.rounds, accuracy=record.accuracy, loss=record.loss)
+        progress.committed(record)
 
-    campaign = CampaignRun(
+    evaluate, judge = _evaluators(context, plan, bundle_sha256)
+    privacy = RoundPrivacy.of(plan.settings, plan.campaign_id, journal.secret)
+    workshop = Workshop(
         plan,
         create_strategy(strategy_name, plan.settings),
         journal,
+        privacy,
+        evaluate,
+        judge,
+        on_phase=progress.phase,
+    )
+    campaign = CampaignRun(
+        workshop,
         open_exchange=open_exchange,
-        resolve=lambda exchange: _resolver(context, plan, exchange),
-        evaluate=_evaluator(plan.task),
+        resolve=lambda exchange: _with_guests(_resolver(context, plan, exchange, patience), exchange, guests),
         on_round=on_round,
-        check=_abort_check(context, plan.campaign_id),
+        choose=lambda number: (*_choose(context, plan, privacy, number, patience), *(guests or {})),
+        collecting=_secure(context, plan, journal, progress.check) if plan.settings.secure_aggregation else None,
+        check=progress.check,
     )
     try:
         result = campaign.run()
         _finish_tracking(tracker, result)
-    except CampaignFailedError:  # aborted
+    except (CampaignFailedError, CampaignPausedError):  # a person aborted or paused it
         tracker.abandon()
         raise
-    except RoundFailedError as error:
+    except (RoundFailedError, PhaseOverrunError, PrivacyBudgetError) as error:
         tracker.abandon()
         done = len(journal.rounds())
         raise CampaignFailedError(f"round {done + 1} of {plan.settings.rounds}: {error}") from error
@@ -94,17 +143,27 @@ def run(job: JobContext) -> dict[str, Any]:
         "parameters_sha256": result.best.parameters_sha256,
         "rounds": result.rounds,
         "metrics": result.metrics,
+        "ended": result.ended,
+        "privacy": result.privacy,
     }
 
 
-def load_plan(context: ServerContext, campaign_id: str) -> tuple[CampaignPlan, str]:
-    """The plan of a running campaign and the name of its strategy.
+def spool_folder(context: ServerContext, campaign_id: str) -> Path:
+    """Where the updates of a campaign's open round lie, whichever job collects it."""
+    return context.layout.jobs / job_id(campaign_id) / "updates"
+
+
+def load_plan(context: ServerContext, campaign_id: str) -> tuple[CampaignPlan, str, str]:
+    """The plan of a running campaign, the name of its strategy and the digest of the base release's bundle.
 
     Raises:
         ConflictError: The campaign is not running.
+        CampaignPausedError: It is paused.
     """
     with context.database.reading() as session:
         campaign = session.get(Campaign, campaign_id)
+        if campaign is not None and campaign.state == PAUSED:
+            raise CampaignPausedError
         if campaign is None or campaign.state != RUNNING:
             state = "unknown" if campaign is None else campaign.state
             raise ConflictError(f"campaign {campaign_id} is {state}, not {RUNNING}")
@@ -114,19 +173,20 @@ def load_plan(context: ServerContext, campaign_id: str) -> tuple[CampaignPlan, s
             .where(CampaignParticipant.campaign_id == campaign_id, CampaignParticipant.state == "accepted")
             .order_by(CampaignParticipant.device_id)
         ).all()
+        base = get_release(session, campaign.base_release)
         plan = CampaignPlan(
             campaign_id=campaign_id,
             task=campaign.task,
             settings=load_settings(campaign.settings),
             participants=tuple(accepted),
-            train_step_sha256=get_release(session, campaign.base_release).train_step_sha256,
+            train_step_sha256=base.train_step_sha256,
             base=release_parameters(session, context, campaign.base_release),
             incident_devices=tuple(incident.device_ids) if incident is not None else (),
         )
-        return plan, campaign.strategy
+        return plan, campaign.strategy, base.bundle_sha256
 
 
-def _resolver(context: ServerContext, plan: CampaignPlan, exchange: Exchange) -> Resolve:
+def _resolver(context: ServerContext, plan: CampaignPlan, exchange: Exchange, patience: Patience) -> Resolve:
     """Devices of the plan with the node that each reported last, if the SuperLink sees it."""
     query = (
         sa.select(CampaignParticipant.device_id, CampaignParticipant.flower_node_id, Device.flower_node_id)
@@ -134,10 +194,13 @@ def _resolver(context: ServerContext, plan: CampaignPlan, exchange: Exchange) ->
         .where(CampaignParticipant.campaign_id == plan.campaign_id, Device.revoked.is_(False))
     )
 
+    def read() -> Sequence[sa.Row[str, str, str]]:
+        with context.database.reading() as session:
+            return session.execute(query).all()
+
     def resolve() -> dict[str, int | None]:
         connected = exchange.nodes()
-        with context.database.reading() as session:
-            rows = session.execute(query).all()
+        rows = patience.run(read)
         known = {device: {int(node) for node in (at_invitation, now) if node} for device, at_invitation, now in rows}
         return {
             device: next(iter(sorted(known.get(device, set()) & connected, reverse=True)), None)
@@ -148,36 +211,113 @@ def _resolver(context: ServerContext, plan: CampaignPlan, exchange: Exchange) ->
     return resolve
 
 
-def _evaluator(task_name: str) -> Callable[[Mapping[str, object]], Holdout]:
-    import torch
+def _with_guests(resolve: Resolve, exchange: Exchange, guests: dict[str, int] | None) -> Resolve:
+    """Also the nodes that are no devices, which ``guests`` remembers; None: there are none."""
+    if guests is None or not isinstance(exchange, HasGuests):
+        return resolve
+    source: HasGuests = exchange
 
-    from skerry_models.evaluation import evaluate_parameters
+    def both() -> dict[str, int | None]:
+        connected = source.guests()
+        guests.update(connected)
+        return {**resolve(), **{name: connected.get(name) for name in guests}}
 
-    torch.set_num_threads(1)  # this process waits for devices on a machine that serves others
-    task = known_task(task_name)
+    guests.update(source.guests())
+    return both
+
+
+def _secure(
+    context: ServerContext, plan: CampaignPlan, journal: CampaignJournal, check: Callable[[], None]
+) -> MakeCollecting:
+    authority_pem = context.layout.authority_certificate.read_bytes()
+
+    def make(exchange: Exchange) -> SecureCollecting:
+        return SecureCollecting(exchange, journal, authority_pem=authority_pem, check=check)
+
+    return make
+
+
+def _choose(
+    context: ServerContext, plan: CampaignPlan, privacy: RoundPrivacy, number: int, patience: Patience
+) -> tuple[str, ...]:
+    """The devices of a round; behind them, where that changes no promise, others for those that drop out."""
+    settings = plan.settings
+
+    def choose() -> tuple[str, ...]:
+        with context.database.transaction() as session:
+            return participation.choose(
+                session,
+                plan.campaign_id,
+                settings,
+                round_number=number,
+                available=privacy.draw(plan.participants),
+            )
+
+    chosen = patience.run(choose)
+    rules = (privacy.plan.enabled, settings.participation_cap, settings.eligibility, settings.selection != "uniform")
+    if not settings.per_round or any(rules):
+        return chosen
+    others = [device for device in plan.participants if device not in chosen]
+    random.Random(f"{settings.seed}/{number}").shuffle(others)
+    return (*chosen, *others)
+
+
+def _evaluators(
+    context: ServerContext, plan: CampaignPlan, bundle_sha256: str
+) -> tuple[Evaluate, DeployedJudge | None]:
+    """What measures a state on the holdout, and what judges it as deployed."""
+    task = known_task(plan.task)
     holdout = task.source(HOLDOUT)
+    graph = evaluate_graph(context.artifacts, bundle_sha256)
+    if graph is None:
+        if plan.settings.judge_every:
+            logger.warning("without the base release's evaluate.onnx no round is judged as deployed")
+        return torch_holdout(task, holdout), None
+    evaluate = OnnxHoldout(graph, holdout, decode_bundle(plan.base))
+    if not plan.settings.judge_every:
+        return evaluate, None
+    return evaluate, DeployedJudge(graph, task.source(CENTRAL), {"holdout": holdout})
 
-    def evaluate(state: Mapping[str, Any]) -> Holdout:
-        figures = evaluate_parameters(task, state, holdout)
-        return Holdout(figures.accuracy, figures.macro_f1, figures.loss)
 
-    return evaluate
+class CampaignProgress:
+    """What the console sees of a running campaign, and how the campaign learns that it must end."""
 
+    def __init__(self, job: JobContext, plan: CampaignPlan, patience: Patience) -> None:
+        self._job = job
+        self._plan = plan
+        self._patience = patience
+        self._next_look = 0.0
+        self._phase: dict[str, Any] = {}
+        self._told: dict[str, Any] = {}
 
-def _abort_check(context: ServerContext, campaign_id: str) -> Callable[[], None]:
-    next_look = 0.0
+    def phase(self, number: int, phase: str) -> None:
+        """A phase began; it is written down when it lasts until the next look."""
+        self._phase = {"round_in_progress": number, "phase": phase}
 
-    def check() -> None:
-        nonlocal next_look
-        if time.monotonic() < next_look:
+    def committed(self, record: RoundRecord) -> None:
+        """A round was committed."""
+        self._tell(round=record.number, rounds=self._plan.settings.rounds, accuracy=record.accuracy, loss=record.loss)
+
+    def check(self) -> None:
+        """Now and then, see whether the campaign still runs; raises CampaignFailedError when it does not."""
+        if time.monotonic() < self._next_look:
             return
-        next_look = time.monotonic() + CHECK_S
-        with context.database.reading() as session:
-            state = session.scalar(sa.select(Campaign.state).where(Campaign.id == campaign_id))
+        self._next_look = time.monotonic() + CHECK_S
+        state = self._patience.run(self._state)
+        if state == PAUSED:
+            raise CampaignPausedError
         if state != RUNNING:
             raise CampaignFailedError(f"the campaign is {state}")
+        if self._phase != self._told:
+            self._tell(**self._phase)
+            self._told = dict(self._phase)
 
-    return check
+    def _state(self) -> str | None:
+        with self._job.context.database.reading() as session:
+            return session.scalar(sa.select(Campaign.state).where(Campaign.id == self._plan.campaign_id))
+
+    def _tell(self, **fields: Any) -> None:
+        self._patience.run(lambda: self._job.progress(**fields))
 
 
 def _open_tracker(job: JobContext, plan: CampaignPlan, strategy: str) -> CampaignTracker:

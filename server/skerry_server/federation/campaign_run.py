@@ -1,67 +1,49 @@
 """From the base model to the result: rounds, resumption, measurement on the devices. No flwr, no MLflow, no torch.
 
-What is committed is never done again: a run that starts after a kill continues behind the last committed round and
-counts the updates that the round in progress had already journalled.
+What is committed is never done again: a run that starts after a kill continues behind the last committed round, with
+what the strategy carried, and counts the updates that the round in progress had already journalled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from skerry_contract.campaign import EVALUATE, TRAIN, EvaluateInstruction, EvaluateReply, TrainInstruction
-from skerry_contract.errors import WireError
-from skerry_contract.tensors import decode_bundle, encode_bundle
-from skerry_server.federation.exchange import Broadcast, Exchange, ExchangeLostError
-from skerry_server.federation.journal import CampaignJournal, JournalledUpdate, RoundRecord, State
-from skerry_server.federation.round_loop import Collected, Resolve, RoundCollector, RoundFailedError, RoundRules
+from skerry_contract.tensors import decode_bundle
+from skerry_server.federation import budget, deployed
+from skerry_server.federation.buffered_run import MAXIMUM_STALENESS, BufferedCollecting
+from skerry_server.federation.carried import Carried
+from skerry_server.federation.collecting import Collecting, MakeCollecting, PlainCollecting
+from skerry_server.federation.downlink import DownLink, ModelDifference
+from skerry_server.federation.exchange import Exchange, ExchangeLostError
+from skerry_server.federation.journal import BASE_ROUND, RoundRecord, State
+from skerry_server.federation.measuring import DeviceMeasurer, cohort_figures, device_metrics
+from skerry_server.federation.open_round import OpenRound
+from skerry_server.federation.privacy import PrivacyBudgetError
+from skerry_server.federation.round_loop import Resolve, RoundRules
 from skerry_server.federation.selection import best_round
-from skerry_server.federation.settings import CampaignSettings
-from skerry_server.federation.strategies import Strategy
-from skerry_server.federation.updates import UpdateRejectedError, read_update
+from skerry_server.federation.strategies import check_strategy_settings
+from skerry_server.federation.workshop import CampaignPlan, Holdout, Version, Workshop
+
+__all__ = ["CampaignPlan", "CampaignResult", "CampaignRun", "Holdout", "Opening", "Workshop"]
 
 logger = logging.getLogger(__name__)
 
 #: How often a run is opened anew without a round in between before the campaign's process gives up.
 OPENINGS = 5
-#: Longest wait for the devices' measurements at the end (seconds).
-EVALUATION_DEADLINE_S = 60.0
-
-
-@dataclass(frozen=True)
-class CampaignPlan:
-    """What a campaign is to do.
-
-    Attributes:
-        campaign_id: Its name.
-        task: What is learned.
-        settings: As started.
-        participants: Devices that accepted.
-        train_step_sha256: Hexadecimal digest of the train step that they must use.
-        base: Wire form of the base release's parameters.
-        incident_devices: Devices of the incident that the campaign answers; empty without one.
-    """
-
-    campaign_id: str
-    task: str
-    settings: CampaignSettings
-    participants: tuple[str, ...]
-    train_step_sha256: str
-    base: bytes
-    incident_devices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """How good a model is on the server's holdout: accuracy, macro F1, mean cross entropy."""
-
-    accuracy: float
-    macro_f1: float
-    loss: float
+#: A silent device is replaced by another one, where others are held back, after this share of the round's deadline.
+PATIENCE = 0.25
+#: How often more devices are chosen for a round that has too few (seconds).
+CHOOSE_S = 5.0
+#: Models that are kept in memory for updates that come late.
+VERSIONS = 4
 
 
 class Opening(Protocol):
@@ -80,11 +62,15 @@ class CampaignResult:
         best: The round whose model is the result.
         rounds: How many were committed.
         metrics: Flat name to number, for the candidate.
+        ended: Why there were no more rounds.
+        privacy: What the release says about its privacy; empty without.
     """
 
     best: RoundRecord
     rounds: int
     metrics: dict[str, float]
+    ended: str
+    privacy: dict[str, Any]
 
 
 class CampaignRun:
@@ -92,61 +78,81 @@ class CampaignRun:
 
     def __init__(
         self,
-        plan: CampaignPlan,
-        strategy: Strategy,
-        journal: CampaignJournal,
+        workshop: Workshop,
         *,
         open_exchange: Opening,
         resolve: Callable[[Exchange], Resolve],
-        evaluate: Callable[[Mapping[str, object]], Holdout],
         on_round: Callable[[RoundRecord], None],
+        choose: Callable[[int], Sequence[str]] | None = None,
+        collecting: MakeCollecting | None = None,
         check: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Prepare.
 
         Args:
-            plan: What to do.
-            strategy: How updates become a model.
-            journal: What survives.
+            workshop: What to do, and with what.
             open_exchange: Opens a run; called again when one is lost.
             resolve: Gives, for an exchange, the devices with their nodes.
-            evaluate: Measures a state on the holdout.
             on_round: Hears of each committed round, also of those committed before a resumption.
+            choose: Devices of a round in the order in which they are asked; called again for a round that is resumed.
+                None: all participants, in an order of their own for each round when it does not want all of them.
+            collecting: Makes what collects the rounds over an exchange; None: each device sends its own update, in
+                rounds or buffered, as the settings say.
             check: Raises when the campaign must end.
-            clock: Seconds.
             sleep: Waits.
         """
-        self._plan = plan
-        self._strategy = strategy
-        self._journal = journal
+        self._workshop = workshop
+        self._plan = workshop.plan
+        self._journal = workshop.journal
         self._open_exchange = open_exchange
         self._resolve = resolve
-        self._evaluate = evaluate
         self._on_round = on_round
+        self._choose = choose or self._uniform
         self._check = check
-        self._clock = clock
+        self._clock = workshop.clock
         self._sleep = sleep
-        self._base: State = decode_bundle(plan.base)
+        self._collecting = collecting or self._by_mode
+        self._models: dict[int, State] = {0: decode_bundle(self._plan.base)}
+
+    def _uniform(self, number: int) -> tuple[str, ...]:
+        devices = list(self._plan.participants)
+        if self._plan.settings.per_round:
+            random.Random(f"{self._plan.settings.seed}/{number}").shuffle(devices)
+        return self._workshop.privacy.draw(devices)
+
+    def _by_mode(self, exchange: Exchange) -> Collecting:
+        settings = self._plan.settings
+        if settings.mode != "buffered":
+            return PlainCollecting(exchange, clock=self._clock, sleep=self._sleep, check=self._check)
+        chosen = check_strategy_settings(self._workshop.strategy.name, settings.strategy_settings)
+        return BufferedCollecting(
+            exchange,
+            maximum_staleness=int(chosen.get("maximum_staleness", MAXIMUM_STALENESS)),
+            clock=self._clock,
+            sleep=self._sleep,
+            check=self._check,
+        )
 
     def run(self) -> CampaignResult:
         """Do every round that is missing, measure on the devices, choose.
 
         Raises:
             RoundFailedError: A round did not reach its quorum.
+            PrivacyBudgetError: The budget does not last for one round.
             ExchangeLostError: No run could be kept open.
         """
         for record in self._journal.rounds():
             self._on_round(record)
-        base = self._evaluate(self._base)
+        base = self._workshop.evaluate(self._models[0])
+        base_figure = deployed.base_figure(self._workshop.judge, self._models[0], base.accuracy)
         openings = 0
         while True:
             done = len(self._journal.rounds())
             try:
                 with self._open_exchange() as exchange:
-                    self._train(exchange)
-                    return self._conclude(exchange, base)
+                    ended = self._train(exchange)
+                    return self._conclude(exchange, base, base_figure, ended)
             except ExchangeLostError as error:
                 openings = 1 if len(self._journal.rounds()) > done else openings + 1
                 if openings >= OPENINGS:
@@ -154,194 +160,178 @@ class CampaignRun:
                 logger.warning("the run was lost (%s); a new one continues behind round %d", error, done)
                 self._sleep(min(10.0, 0.5 * 2.0**openings))
 
-    def _collector(self, exchange: Exchange) -> RoundCollector:
-        return RoundCollector(
-            exchange, self._resolve(exchange), clock=self._clock, sleep=self._sleep, check=self._check
-        )
-
-    def _train(self, exchange: Exchange) -> None:
+    def _train(self, exchange: Exchange) -> str:
+        """Rounds until there is a reason to stop; returns it."""
+        collecting = self._collecting(exchange)
+        resolve = self._resolve(exchange)
         rounds = self._journal.rounds()
-        model = self._journal.load(rounds[-1].parameters_sha256) if rounds else self._base
-        for number in range(len(rounds) + 1, self._plan.settings.rounds + 1):
-            model = self._round(exchange, number, model)
+        version = self._version(rounds)
+        while not (ended := self._ending(rounds, version)):
+            record, version = self._round(collecting, resolve, version)
+            rounds.append(record)
+            self._on_round(record)
+        logger.info("no further round: %s", ended)
+        return ended
 
-    def _round(self, exchange: Exchange, number: int, model: State) -> State:
-        settings = self._plan.settings
-        started = self._clock()
-        aggregation = self._strategy.aggregation(model)
-        already: list[str] = []
-        for recorded in self._journal.recorded(number):
-            state = self._journal.load_update(number, recorded)
-            if state is None:
-                self._journal.forget(number, recorded.device_id)
-                continue
-            aggregation.add(state, recorded.examples)
-            already.append(recorded.device_id)
+    def _ending(self, rounds: Sequence[RoundRecord], version: Version) -> str:
+        figures = deployed.figures(rounds, judged=self._workshop.judge is not None)
+        ended = budget.ending(self._plan.settings, rounds, figures)
+        if ended:
+            return ended
+        try:
+            self._workshop.privacy.admit(version.carried.privacy)
+        except PrivacyBudgetError as error:
+            if not rounds:
+                raise
+            return str(error)
+        return ""
 
-        def accept(device_id: str, fields: Mapping[str, object]) -> None:
-            update = read_update(fields, device_id=device_id, model=model)
-            self._journal.record(number, update)
-            aggregation.add(update.state, update.examples)
-
-        rules = RoundRules(
-            quorum=settings.quorum_count(len(self._plan.participants)), deadline_s=settings.round_deadline_ms / 1000
+    def _version(self, rounds: Sequence[RoundRecord]) -> Version:
+        """What the next round starts from."""
+        if rounds:
+            last = rounds[-1]
+            return Version(last.number, self._model(last.number), last.parameters_sha256, self._journal.carried(last))
+        base, participants = self._models[0], len(self._plan.participants)
+        carried = Carried(
+            strategy=self._workshop.strategy.start(base, participants=participants),
+            privacy=self._workshop.privacy.start(
+                self._plan.settings.wanted(participants), minimum=self._plan.settings.quorum_count(participants)
+            ),
         )
-        collected = self._collector(exchange).collect(
-            self._train_broadcast(number, model), rules, accept, already=tuple(already)
-        )
-        trained = aggregation.result()
-        record = self._commit(number, trained, collected, self._clock() - started)
-        self._on_round(record)
-        return trained
+        return Version(0, base, hashlib.sha256(self._plan.base).hexdigest(), carried)
 
-    def _train_broadcast(self, number: int, model: State) -> Broadcast:
-        plan, settings = self._plan, self._plan.settings
-        instruction = TrainInstruction(
-            campaign_id=plan.campaign_id,
-            round=number,
-            task=plan.task,
-            train_step_sha256=plan.train_step_sha256,
-            local_epochs=settings.local_epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            proximal_mu=self._strategy.proximal_mu(number),
-            minimum_samples=settings.minimum_samples,
-            deadline_ms=settings.round_deadline_ms,
-            seed=settings.seed * 1_000_003 + number,
-            parameters=encode_bundle(model),
-        )
-        return Broadcast(TRAIN, str(number), instruction.to_fields(), settings.round_deadline_ms / 1000)
+    def _model(self, number: int) -> State:
+        """The model of a committed round, or of the base release; some are kept."""
+        if number not in self._models:
+            record = self._journal.rounds()[number - 1]
+            self._keep(number, self._journal.load(record.parameters_sha256))
+        return self._models[number]
 
-    def _commit(self, number: int, trained: State, collected: Collected, collecting_s: float) -> RoundRecord:
-        started = self._clock()
-        holdout = self._evaluate(trained)
-        updates = self._journal.recorded(number)
-        examples = sum(update.examples for update in updates)
-        metrics = {
-            "macro_f1": holdout.macro_f1,
-            "holdout_loss": holdout.loss,
-            "examples": float(examples),
-            "failed_devices": float(len(collected.failures)),
-            "dropped_replies": float(collected.dropped),
-            "collecting_seconds": collecting_s,
-            "device_seconds": max((update.metrics["seconds"] for update in updates), default=0.0),
+    def _keep(self, number: int, model: State) -> None:
+        self._models[number] = model
+        for old in sorted(self._models.keys() - {0})[:-VERSIONS]:
+            del self._models[old]
+
+    def _round(self, collecting: Collecting, resolve: Resolve, start: Version) -> tuple[RoundRecord, Version]:
+        opened = OpenRound(self._workshop, start, model_of=self._model)
+        try:
+            with opened.phases.phase("configure"):
+                opened.replay()
+                order = _Order(self._choose, opened.number, self._plan, self._clock)
+                question = DownLink(opened.instruction(), group=str(opened.number), changes=self._changes(start))
+                rules = self._rules(len(order.devices), growing=order.growing)
+            with opened.phases.phase("collect"):
+                collected = collecting.collect(opened, question, rules, order.resolve(resolve))
+            record, version = opened.finish(collected, question.sent_bytes)
+        finally:
+            opened.close()
+        self._keep(version.number, version.model)
+        return record, version
+
+    def _changes(self, start: Version) -> ModelDifference | None:
+        """The model as its difference from the one before, when there is one and somebody has that one."""
+        if not start.carried.difference:
+            return None
+        holders = {
+            update.device_id
+            for update in self._journal.recorded(start.number)
+            if update.metrics.get(BASE_ROUND) == start.number - 1
         }
-        before = _mean_accuracy(updates)
-        if before is not None:
-            metrics["device_accuracy_before"] = before
-        record = self._journal.commit(
-            number=number,
-            invited=len(collected.asked),
-            accepted=len(updates),
-            accuracy=holdout.accuracy,
-            loss=sum(update.metrics["loss"] * update.examples for update in updates) / examples,
-            seconds=collecting_s + self._clock() - started,
-            state=trained,
-            metrics=metrics,
+        base_sha256 = (
+            self._journal.rounds()[start.number - 2].parameters_sha256
+            if start.number > 1
+            else hashlib.sha256(self._plan.base).hexdigest()
         )
-        logger.info(
-            "round %d: %d of %d devices, accuracy %.4f, loss %.4f, %.2f s",
-            number,
-            record.accepted,
-            record.invited,
-            record.accuracy,
-            record.loss,
-            record.seconds,
-        )
-        return record
+        return ModelDifference(self._plan.settings.down_wire, start.carried.difference, base_sha256, holders)
 
-    def _conclude(self, exchange: Exchange, base: Holdout) -> CampaignResult:
+    def _rules(self, chosen: int, *, growing: bool) -> RoundRules:
+        """When a round ends for which so many devices are chosen so far."""
+        settings, strategy = self._plan.settings, self._workshop.strategy
+        deadline_s = settings.round_deadline_ms / 1000
+        wanted = settings.wanted(len(self._plan.participants))
+        if settings.privacy.get("sampling", "none") != "none":
+            wanted = min(wanted, max(1, chosen))  # the sample is what it is
+        if settings.mode == "buffered":
+            wanted = min(wanted, strategy.buffer or wanted)
+        quorum = max(1, math.ceil(settings.quorum * wanted - 1e-9), strategy.minimum_updates)
+        some = bool(settings.per_round) or settings.mode == "buffered"
+        return RoundRules(
+            quorum=quorum,
+            deadline_s=deadline_s,
+            grace_factor=settings.grace_factor,
+            enough=max(quorum, wanted) if some else 0,
+            at_once=settings.asked(len(self._plan.participants)) if some else 0,
+            patience_s=PATIENCE * deadline_s,
+            growing=growing,
+        )
+
+    def _conclude(self, exchange: Exchange, base: Holdout, base_figure: float, ended: str) -> CampaignResult:
         rounds = self._journal.rounds()
         last = rounds[-1]
+        measurer = DeviceMeasurer(
+            self._plan,
+            self._journal,
+            exchange,
+            self._resolve(exchange),
+            clock=self._clock,
+            sleep=self._sleep,
+            check=self._check,
+        )
         cohort: dict[int, float] = {}
-        measured: dict[int, dict[str, float]] = {0: self._measure(exchange, 0, self._plan.base)}
-        if self._plan.incident_devices:
-            measured[last.number] = self._measure_round(exchange, last)
-            cohort = self._cohort_figures(rounds, measured[last.number])
-        best = best_round(rounds, base_accuracy=base.accuracy, cohort_accuracy=cohort)
-        if best.number not in measured:
-            measured[best.number] = self._measure_round(exchange, best)
+        on_base, measured = measurer.measure_base(), dict[int, dict[str, float]]()
+        incident = self._plan.incident_devices
+        if incident:
+            measured[last.number] = measurer.measure(last)
+            cohort = cohort_figures(self._journal, rounds, measured[last.number], incident)
+        competing = deployed.competing(rounds, judged=self._workshop.judge is not None)
+        number = best_round(competing, base_accuracy=base_figure, cohort_accuracy=cohort).number
+        best = rounds[number - 1]
+        if number not in measured:
+            measured[number] = measurer.measure(best)
         metrics = {
             "holdout_accuracy": best.accuracy,
             "holdout_accuracy_champion": base.accuracy,
             "rounds": float(len(rounds)),
-            "best_round": float(best.number),
-            **self._device_metrics(measured[0], measured[best.number]),
+            "best_round": float(number),
+            **{name: best.metrics[name] for name in deployed.RESULT_METRICS if name in best.metrics},
+            **{name: value for name, value in last.metrics.items() if name.startswith("privacy_")},
+            **device_metrics(on_base, measured[number], incident),
         }
-        return CampaignResult(best, len(rounds), metrics)
-
-    def _measure_round(self, exchange: Exchange, record: RoundRecord) -> dict[str, float]:
-        return self._measure(exchange, record.number, encode_bundle(self._journal.load(record.parameters_sha256)))
-
-    def _measure(self, exchange: Exchange, number: int, parameters: bytes) -> dict[str, float]:
-        """Accuracy of a model on the validation split of each device that answers; empty when too few do."""
-        answers: dict[str, float] = {}
-
-        def accept(device_id: str, fields: Mapping[str, object]) -> None:
-            try:
-                reply = EvaluateReply.from_fields(fields)
-            except WireError as error:
-                raise UpdateRejectedError(str(error)) from error
-            if reply.device_id != device_id:
-                raise UpdateRejectedError(f"device {reply.device_id} answered for {device_id}")
-            answers[device_id] = reply.accuracy
-
-        deadline_s = min(EVALUATION_DEADLINE_S, self._plan.settings.round_deadline_ms / 1000)
-        instruction = EvaluateInstruction(
-            campaign_id=self._plan.campaign_id,
-            round=number,
-            task=self._plan.task,
-            train_step_sha256=self._plan.train_step_sha256,
-            model="result" if number else "base",
-            deadline_ms=int(deadline_s * 1000),
-            parameters=parameters,
-        )
-        broadcast = Broadcast(EVALUATE, f"evaluate-{number}", instruction.to_fields(), deadline_s)
-        rules = RoundRules(quorum=self._plan.settings.quorum_count(len(self._plan.participants)), deadline_s=deadline_s)
-        try:
-            self._collector(exchange).collect(broadcast, rules, accept)
-        except RoundFailedError as error:
-            logger.warning("the model of round %d was not measured by enough devices: %s", number, error)
-        return answers
-
-    def _cohort_figures(self, rounds: list[RoundRecord], last: Mapping[str, float]) -> dict[int, float]:
-        """Round to mean accuracy on the incident's devices.
-
-        A device measures the model that it is about to train, so round r + 1's updates judge round r's model.
-        """
-        figures: dict[int, float] = {}
-        for record in rounds[:-1]:
-            judged = [
-                update
-                for update in self._journal.recorded(record.number + 1)
-                if update.device_id in self._plan.incident_devices
-            ]
-            mean = _mean_accuracy(judged)
-            if mean is not None:
-                figures[record.number] = mean
-        of_incident = [accuracy for device, accuracy in last.items() if device in self._plan.incident_devices]
-        if of_incident:
-            figures[rounds[-1].number] = sum(of_incident) / len(of_incident)
-        return figures
-
-    def _device_metrics(self, base: Mapping[str, float], result: Mapping[str, float]) -> dict[str, float]:
-        """Mean accuracy over the devices that measured both models; the incident's devices apart, for the gates."""
-        both = sorted(base.keys() & result.keys())
-        metrics: dict[str, float] = {}
-        for devices, ours, champion in (
-            (both, "device_accuracy", "champion_device_accuracy"),
-            ([d for d in both if d in self._plan.incident_devices], "accuracy_drifted", "champion_accuracy_drifted"),
-        ):
-            if devices:
-                metrics[ours] = sum(result[device] for device in devices) / len(devices)
-                metrics[champion] = sum(base[device] for device in devices) / len(devices)
-        metrics["measuring_devices"] = float(len(both))
-        return metrics
+        # Every round that was made has spent of the privacy, also one after the best.
+        return CampaignResult(best, len(rounds), metrics, ended, dict(last.privacy))
 
 
-def _mean_accuracy(updates: list[JournalledUpdate]) -> float | None:
-    """Mean over devices of the accuracy of the model before the round; None when no device measured."""
-    figures = [
-        update.metrics["validation_accuracy"] for update in updates if update.metrics.get("validation_examples", 0) > 0
-    ]
-    return sum(figures) / len(figures) if figures else None
+class _Order:
+    """The devices of a round, in the order in which they are asked; more are chosen while there are too few."""
+
+    def __init__(
+        self,
+        choose: Callable[[int], Sequence[str]],
+        number: int,
+        plan: CampaignPlan,
+        clock: Callable[[], float],
+    ) -> None:
+        self._choose = choose
+        self._number = number
+        self._clock = clock
+        sampled = plan.settings.privacy.get("sampling", "none") != "none"
+        self._wanted = 0 if sampled else plan.settings.asked(len(plan.participants))
+        self._again_at = clock() + CHOOSE_S
+        self.devices = tuple(choose(number))
+
+    @property
+    def growing(self) -> bool:
+        """Whether there are too few, so that more will be chosen."""
+        return len(self.devices) < self._wanted
+
+    def resolve(self, resolve: Resolve) -> Resolve:
+        """The devices of this round that there are, in order, with their nodes."""
+
+        def resolve_in_order() -> dict[str, int | None]:
+            if self.growing and self._clock() >= self._again_at:
+                self._again_at = self._clock() + CHOOSE_S
+                self.devices = tuple(dict.fromkeys([*self.devices, *self._choose(self._number)]))
+            nodes = resolve()
+            return {device: nodes[device] for device in self.devices if device in nodes}
+
+        return resolve_in_order

@@ -22,6 +22,9 @@ from skerry_server import ports
 from skerry_server.clock import now_ms
 from skerry_server.context import ServerContext
 from skerry_server.federation import campaign_machine, recruiting, service
+from skerry_server.federation.eligibility import Conditions, parse_rules
+from skerry_server.federation.participation import EXCLUDED, INVITED
+from skerry_server.federation.service import job_id
 from skerry_server.federation.settings import CampaignSettings, load_settings
 from skerry_server.fleet.service import cohort_device_ids
 from skerry_server.incidents.service import quarantined_device_ids
@@ -64,6 +67,8 @@ class CampaignController:
             campaign_machine.RECRUITING: self._recruit,
             campaign_machine.RUNNING: self._follow_job,
             campaign_machine.GATING: self._follow_candidate,
+            campaign_machine.DRAFT: self._wait_for_a_person,
+            campaign_machine.PAUSED: self._wait_for_a_person,
         }
 
     def step(self) -> None:
@@ -97,26 +102,15 @@ class CampaignController:
         service.move(session, campaign, "recruit", detail="inviting devices", actor=ACTOR)
         return self._recruit(session, campaign)
 
+    @staticmethod
+    def _wait_for_a_person(session: Session, campaign: Campaign) -> list[Addressed]:
+        return []
+
     def _recruit(self, session: Session, campaign: Campaign) -> list[Addressed]:
         settings = load_settings(campaign.settings)
         base = session.get_one(Release, campaign.base_release)
         participants = {row.device_id: row for row in self._participants(session, campaign)}
-        left_out: dict[str, str] = {}
-        for facts in self._cohort(session, campaign):
-            reason = recruiting.ineligible(
-                facts,
-                task=campaign.task,
-                train_step_sha256=base.train_step_sha256,
-                minimum_samples=settings.minimum_samples,
-            )
-            if facts.device_id in participants:
-                continue
-            if reason:
-                left_out[facts.device_id] = reason
-                continue
-            row = CampaignParticipant(campaign_id=campaign.id, device_id=facts.device_id, state="invited")
-            session.add(row)
-            participants[facts.device_id] = row
+        left_out = self._sift(session, campaign, settings, base, participants)
         states = {device: row.state for device, row in participants.items()}
         waited_ms = now_ms() - campaign.updated_ms
         verdict = recruiting.judge(settings, states, waited_ms=waited_ms)
@@ -134,8 +128,47 @@ class CampaignController:
         return [
             self._invitation(campaign, base, device, settings, expires_ms)
             for device, state in states.items()
-            if state == "invited" and self._due(campaign.id, device)
+            if state == INVITED and self._due(campaign.id, device)
         ]
+
+    def _sift(
+        self,
+        session: Session,
+        campaign: Campaign,
+        settings: CampaignSettings,
+        base: Release,
+        participants: dict[str, CampaignParticipant],
+    ) -> dict[str, str]:
+        """Invite who can be invited now, write down why the others stay out; returns device to reason.
+
+        A device that was invited is not taken back: it decides itself, and it knows better.
+        """
+        wanted = recruiting.Wanted(
+            task=campaign.task,
+            train_step_sha256=base.train_step_sha256,
+            minimum_samples=settings.minimum_samples,
+            release_id=base.id,
+            rest_minutes=settings.rest_minutes,
+            rules=parse_rules(settings.eligibility),
+        )
+        moment = now_ms()
+        left_out: dict[str, str] = {}
+        for facts in self._cohort(session, campaign):
+            row = participants.get(facts.device_id)
+            if row is not None and row.state != EXCLUDED:
+                continue
+            if row is None:
+                row = CampaignParticipant(campaign_id=campaign.id, device_id=facts.device_id, state=EXCLUDED)
+                session.add(row)
+                participants[facts.device_id] = row
+            found = recruiting.exclusion(facts, wanted, at_ms=moment)
+            if found is None:
+                row.state, row.reason_code, row.reason = INVITED, "", ""
+            else:
+                row.reason_code, row.reason = found.code, found.reason
+                left_out[facts.device_id] = found.reason
+        session.flush()
+        return left_out
 
     @staticmethod
     def _participants(session: Session, campaign: Campaign) -> list[CampaignParticipant]:
@@ -162,6 +195,10 @@ class CampaignController:
                 train_step_sha256=train_step or "",
                 ineligible_reason=device.ineligible_reason,
                 quarantined=device.id in quarantined,
+                ineligible_code=device.ineligible_code,
+                release_id=device.active_release,
+                last_participation_ms=device.last_participation_ms,
+                conditions=Conditions.from_document(device.conditions, told_ms=device.conditions_ms),
             )
             for device, task, train_step in session.execute(query)
         ]
@@ -199,6 +236,8 @@ class CampaignController:
             service.move(session, campaign, "fail", detail="its job is gone", actor=ACTOR)
         elif job.state == job_machine.FAILED:
             service.move(session, campaign, "fail", detail=job.error, actor=ACTOR)
+        elif job.state == job_machine.DONE and job.result.get("paused"):
+            queue.restart(session, job.id)  # it ended for a pause that is over
         elif job.state == job_machine.DONE:
             self._deliver(session, campaign, job)
         return []
@@ -221,6 +260,8 @@ class CampaignController:
         )
         campaign.candidate_id = candidate.id
         detail = f"round {job.result['best_round']} of {job.result['rounds']} became {candidate.id}"
+        if job.result.get("ended"):
+            detail += f"; {job.result['ended']}"
         service.move(session, campaign, "deliver", detail=detail, actor=ACTOR)
 
     def _follow_candidate(self, session: Session, campaign: Campaign) -> list[Addressed]:
@@ -251,11 +292,6 @@ class CampaignController:
     def _tidy(self, campaign_id: str) -> None:
         """Throw away the updates of a round that nobody will finish."""
         shutil.rmtree(self._context.layout.jobs / job_id(campaign_id) / "updates", ignore_errors=True)
-
-
-def job_id(campaign_id: str) -> str:
-    """Identifier of the job that runs a campaign."""
-    return f"job-{campaign_id}"
 
 
 def _log_failure(device_id: str, future: Future[None]) -> None:

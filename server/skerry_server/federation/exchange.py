@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from skerry_contract.campaign import Scalar
 from skerry_server.errors import SkerryError
@@ -79,4 +79,26 @@ class Exchange(Protocol):
 
     def receive(self, message_ids: Iterable[str]) -> list[Reply]:
         """Replies that have arrived to these messages, each at most once; does not wait."""
+        ...
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """An exchange that hears of an answer at once; a loop waits here instead of sleeping."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when an answer may have arrived, or after so many seconds (or somewhat earlier).
+
+        Raises:
+            ExchangeLostError: The run is gone.
+        """
+        ...
+
+
+@runtime_checkable
+class HasGuests(Protocol):
+    """An exchange over which nodes can be asked that are no devices of ours."""
+
+    def guests(self) -> Mapping[str, int]:
+        """Connected ones: name in a campaign to node; their answers carry that name as their device."""
         ...

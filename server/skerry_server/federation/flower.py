@@ -1,10 +1,13 @@
-"""A campaign's Flower run. flwr (1.41.0, pinned) is imported here, by its siblings :mod:`flower_client` (connection),
-:mod:`flower_nodes` (registered keys) and :mod:`superlink_process`, and by :mod:`strategies`; nowhere else.
+"""A campaign's Flower run. flwr (1.41.0, pinned) is imported here, by its siblings ``flower_*`` and
+:mod:`superlink_process`, and by :mod:`strategies`; nowhere else.
 
 A campaign's process *is* the ServerApp process of a Flower run: it submits the run through the Control API, claims the
 run's task through the Runtime API, keeps it alive by heartbeats and exchanges messages until it reports the end. For
 that the SuperLink runs with ``--isolation process``: it starts no process of its own for a run, so there is nothing to
 wait for, to load, or to die with the SuperLink.
+
+Devices are asked over the lane (:mod:`skerry_server.federation.flower_lane`), one request each way. Nodes that are not
+on it are asked through Flower's own API: devices in our records, guests (stock ``flower-supernode``) in Flower's.
 
 The private APIs used (``flwr.supercore``) are pinned by ``tests/integration/federation``. Transport errors are tried
 again for a while: a SuperLink that was killed comes back with its runs, nodes and messages from its database. When it
@@ -20,55 +23,34 @@ import logging
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-from flwr.app import Array, ArrayRecord, ConfigRecord, Metadata, RecordDict
-from flwr.app.message import make_message, remove_content_from_message
-from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
-from flwr.common.serde import message_to_proto
+from flwr.common.constant import SubStatus
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
-    GetNodesRequest,
-    PullAppMessagesRequest,
     PullTaskInputRequest,
-    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_pull_object_fn_protobuf,
-    make_push_object_fn_protobuf,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectPushError,
-    inflate_object_from_contents,
-    pull_objects,
-    push_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from skerry_contract.campaign import BULK_RECORD, BULK_TYPE, INLINE_BYTES, RECORD, REFUSED, Scalar
-from skerry_server.federation.exchange import Broadcast, ExchangeLostError, Reply, ReplyError
-from skerry_server.federation.flower_client import open_client
+from skerry_server.federation import flower_messages
+from skerry_server.federation.exchange import Broadcast, ExchangeLostError, Reply
+from skerry_server.federation.flower_client import SuperLinkNotReadyError, open_client
+from skerry_server.federation.flower_lane_client import LaneClient
+from skerry_server.federation.flower_plain import FlowerMessages
+from skerry_server.federation.node_registry import DEVICE_PREFIX
 from skerry_server.superlink import SuperLinkAccess
 
 logger = logging.getLogger(__name__)
@@ -76,13 +58,18 @@ logger = logging.getLogger(__name__)
 #: How long transport errors are tried again before the run is given up (seconds).
 PATIENCE_S = 60.0
 _HEARTBEAT_PERIOD_S = 10.0
-#: How long an object of a reply that was announced is waited for (seconds).
-_PULL_LIMIT_S = 30.0
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.1, 2.0
 
-#: The app that a run names. Its components are never loaded: this process is the ServerApp, the devices run their
-#: installed code.
-_APP = b"""[project]
+#: How long the list of connected nodes is used again (seconds).
+NODES_S = 0.5
+#: How often Flower's own API is asked for the answers of nodes that are not on the lane (seconds).
+OTHER_POLL_S = 0.25
+
+#: Names no ClientApp: without guests none is needed.
+NO_CLIENT_APP = "skerry_server.federation.flower:guests_need_a_client_app"
+#: The app that a run names. Its server component is never loaded: this process is the ServerApp. The devices run their
+#: installed code; the client component is for guests, which import it from what is installed there.
+_APP = """[project]
 name = "skerry-campaign"
 version = "1.0.0"
 
@@ -91,7 +78,7 @@ publisher = "skerry"
 
 [tool.flwr.app.components]
 serverapp = "skerry_server.federation.campaign_job:run"
-clientapp = "skerry_agent.training.worker:CampaignWorker"
+clientapp = "{client_app}"
 
 [tool.flwr.app.config]
 """
@@ -99,11 +86,14 @@ clientapp = "skerry_agent.training.worker:CampaignWorker"
 R = TypeVar("R")
 
 
-def _app_bundle() -> bytes:
-    """The app as a zip file, the same bytes every time."""
+def _app_bundle(client_app: str) -> bytes:
+    """The app as a file that ``flwr build`` could have made (FAB), the same bytes every time."""
+    project = _APP.format(client_app=client_app).encode()
+    content = f"pyproject.toml,{hashlib.sha256(project).hexdigest()},{8 * len(project)}"  # size in bits
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("pyproject.toml", (2020, 1, 1, 0, 0, 0)), _APP)
+        for name, data in (("pyproject.toml", project), (".info/CONTENT", content.encode())):
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), data)
     return buffer.getvalue()
 
 
@@ -140,20 +130,11 @@ def _persist(action: Callable[[], R], *, patience_s: float) -> R:
         delay = min(_RETRY_LAST_S, delay * 2)
 
 
-def _pack(fields: Mapping[str, Scalar]) -> Any:
-    """Fields as the content of a message; see :mod:`skerry_contract.campaign`."""
-    bulk = {name: value for name, value in fields.items() if isinstance(value, bytes) and len(value) > INLINE_BYTES}
-    content = RecordDict({RECORD: ConfigRecord({name: fields[name] for name in fields if name not in bulk})})
-    if bulk:
-        arrays = {name: Array("uint8", (len(data),), BULK_TYPE, data) for name, data in bulk.items()}
-        content[BULK_RECORD] = ArrayRecord(arrays)
-    return content
-
-
-def _unpack(content: Any) -> dict[str, Any]:
-    """What :func:`_pack` made of fields; without the record there are none."""
-    bulk = content.array_records.get(BULK_RECORD, {})
-    return {**content.config_records.get(RECORD, {}), **{name: array.data for name, array in bulk.items()}}
+def _open_lane(access: SuperLinkAccess, token: str) -> LaneClient:
+    try:
+        return LaneClient(access, token)
+    except OSError as error:
+        raise SuperLinkNotReadyError(f"{error.filename}: {error.strerror}") from error
 
 
 class FlowerRun:
@@ -164,23 +145,36 @@ class FlowerRun:
     {1739274928374}
     """
 
-    def __init__(self, access: SuperLinkAccess, *, lock: Path, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, access: SuperLinkAccess, *, lock: Path, patience_s: float = PATIENCE_S, client_app: str = NO_CLIENT_APP
+    ) -> None:
         """Submit a run and claim it.
 
         Args:
             access: The SuperLink, and what shows that this process may ask it.
             lock: File that keeps other campaigns of this machine from claiming this run's task.
             patience_s: See :data:`PATIENCE_S`.
+            client_app: ``module:attribute`` of the ``ClientApp`` that guests run; the module is installed there.
 
         Raises:
             ExchangeLostError: The SuperLink cannot be reached, or does not give the task out.
         """
         self._access = access
         self._patience_s = patience_s
+        self._bundle = _app_bundle(client_app)
         with _exclusive(lock):
             self.run_id, token = self._submit()
         self._client: Any = self._runtime_client(token)
-        self._node = Node(node_id=SUPERLINK_NODE_ID)
+        self._lane = self._call(lambda: _open_lane(access, token))
+        #: Connected nodes and their names, and until when that is used.
+        self._names: dict[int, str] = {}
+        self._names_until = 0.0
+        #: Answers that have come over the lane and were not asked for yet; messages whose answers were handed over.
+        self._arrived: list[tuple[str, bytes]] = []
+        self._done: list[str] = []
+        #: Whether the lane has been asked since the last :meth:`receive`.
+        self._asked = False
+        self._flower = FlowerMessages(self._client, self.run_id, self._call)
         self._ended = threading.Event()
         self._completed = False
         self._call(lambda: self._client.PullTaskInput(PullTaskInputRequest()))
@@ -197,8 +191,7 @@ class FlowerRun:
 
     def _submit(self) -> tuple[int, str]:
         """Start a run and claim its task; ends the tasks of campaigns that died between the two."""
-        bundle = _app_bundle()
-        fab = Fab(hash_str=hashlib.sha256(bundle).hexdigest(), content=bundle)
+        fab = Fab(hash_str=hashlib.sha256(self._bundle).hexdigest(), content=self._bundle)
         with (
             self._call(lambda: open_client(ControlHttpClient, self._access)) as control,
             self._runtime_client(None) as runtime,
@@ -237,86 +230,61 @@ class FlowerRun:
                 logger.debug("task heartbeat failed: %s", error)  # the next exchange meets the same SuperLink
 
     def nodes(self) -> set[int]:
-        """See :class:`~skerry_server.federation.exchange.Exchange`."""
-        response = self._call(lambda: self._client.GetNodes(GetNodesRequest()))
-        return {int(node.node_id) for node in response.nodes}
+        """See :class:`~skerry_server.federation.exchange.Exchange`; up to :data:`NODES_S` old."""
+        if time.monotonic() >= self._names_until:
+            self._names = self._call(self._lane.nodes)
+            self._names_until = time.monotonic() + NODES_S
+        return set(self._names)
+
+    def guests(self) -> dict[str, int]:
+        """See :class:`~skerry_server.federation.exchange.HasGuests`."""
+        self.nodes()
+        return {
+            flower_messages.guest_id(name): node_id
+            for node_id, name in self._names.items()
+            if not name.startswith(DEVICE_PREFIX)
+        }
 
     def send(self, broadcast: Broadcast, node_ids: Collection[int]) -> dict[int, str]:
         """See :class:`~skerry_server.federation.exchange.Exchange`. The content is uploaded once for all nodes."""
         if not node_ids:
             return {}
-        content = _pack(broadcast.fields)
-        messages = [
-            make_message(
-                Metadata(
-                    run_id=self.run_id,
-                    message_id="",
-                    src_node_id=SUPERLINK_NODE_ID,
-                    dst_node_id=node_id,
-                    reply_to_message_id="",
-                    group_id=broadcast.group,
-                    created_at=time.time(),
-                    ttl=broadcast.ttl_s,
-                    message_type=broadcast.kind,
-                ),
-                content,
-            )
-            for node_id in node_ids
-        ]
-        with no_object_id_recompute():
-            objects: dict[str, Any] = {}
-            for message in messages:
-                message.metadata.__dict__["_message_id"] = message.object_id
-                objects.update(get_all_nested_objects(message))
-            request = PushAppMessagesRequest(
-                messages_list=[message_to_proto(remove_content_from_message(message)) for message in messages],
-                message_object_trees=[get_object_tree(message) for message in messages],
-            )
-            response = self._call(lambda: self._upload(request, objects))
-        sent = zip(node_ids, response.message_ids, strict=True)
-        return {node_id: str(message_id) for node_id, message_id in sent if message_id}
-
-    def _upload(self, request: Any, objects: dict[str, Any]) -> Any:
-        response = self._client.PushMessages(request)
-        push_objects(
-            objects,
-            push_object_fn=make_push_object_fn_protobuf(
-                self._client.PushObject, self._node, self.run_id, response.session_id
-            ),
-            object_ids_to_push=set(response.objects_to_push),
+        sent, other = self._call(
+            lambda: self._lane.send(node_ids, kind=broadcast.kind, fields=broadcast.fields, ttl_s=broadcast.ttl_s)
         )
-        return response
+        self._asked = True  # nobody can have answered yet
+        guests = {node_id: name for name, node_id in self.guests().items()} if other else {}
+        devices = [node_id for node_id in other if node_id not in guests]
+        if devices:
+            sent |= self._flower.send(broadcast, devices, flower_messages.pack(broadcast.fields), {})
+        asked = [node_id for node_id in other if node_id in guests]
+        if asked and flower_messages.may_ask_guest(broadcast.kind, broadcast.fields):
+            sent |= self._flower.send(broadcast, asked, flower_messages.pack_for_guest(broadcast.fields), guests)
+        return sent
 
     def receive(self, message_ids: Iterable[str]) -> list[Reply]:
-        """See :class:`~skerry_server.federation.exchange.Exchange`."""
-        request = PullAppMessagesRequest(message_ids=list(message_ids))
-        response = self._call(lambda: self._client.PullMessages(request))
-        pairs = zip(response.messages_list, response.message_object_trees, strict=True)
-        return [self._read(proto, tree) for proto, tree in pairs]
+        """See :class:`~skerry_server.federation.exchange.Exchange`. What nobody asks for any more is dropped."""
+        wanted = set(message_ids)
+        if not self._asked:
+            self._ask(0.0)
+        self._asked = False
+        arrived, self._arrived = self._arrived, []
+        replies = [self._lane.read(message_id, frame) for message_id, frame in arrived if message_id in wanted]
+        self._done += [message_id for message_id, _ in arrived]
+        other = wanted & self._flower.waiting
+        return replies + (self._flower.receive(other) if other else [])
 
-    def _read(self, proto: Any, tree: Any) -> Reply:
-        replied_to, object_id = str(proto.metadata.reply_to_message_id), proto.metadata.message_id
-        try:
-            contents = self._call(
-                lambda: pull_objects(
-                    [item.object_id for item in iterate_object_tree(tree)],
-                    make_pull_object_fn_protobuf(self._client.PullObject, self._node, self.run_id),
-                    max_time=_PULL_LIMIT_S,
-                    initial_backoff=0.01,
-                    backoff_cap=0.2,
-                )
-            )
-            confirmation = ConfirmMessageReceivedRequest(
-                node=self._node, run_id=self.run_id, message_object_id=object_id
-            )
-            self._call(lambda: self._client.ConfirmMessageReceived(confirmation))
-            message = inflate_object_from_contents(object_id, contents)
-        except (ObjectPullError, ValueError) as error:
-            return Reply(replied_to, error=ReplyError(f"the reply could not be read: {error}", refused=False))
-        if message.has_error():
-            reason = message.error.reason or f"code {message.error.code}"
-            return Reply(replied_to, error=ReplyError(reason, refused=message.error.code == REFUSED))
-        return Reply(replied_to, fields=_unpack(message.content))
+    def wait(self, seconds: float) -> None:
+        """See :class:`~skerry_server.federation.exchange.Waits`."""
+        if self._asked and self._arrived:
+            return
+        self._ask(min(seconds, OTHER_POLL_S) if self._flower.waiting else seconds)
+
+    def _ask(self, wait_s: float) -> None:
+        """Hear over the lane what has arrived; tells what has been handed over, so that it is asked for once."""
+        done, self._done = self._done, []
+        self._arrived = self._call(lambda: self._lane.receive(done, wait_s=wait_s))
+        self._asked = True
 
     def complete(self) -> None:
         """The run did what it was for; without this it ends as failed."""
@@ -330,10 +298,12 @@ class FlowerRun:
         self._heart.join()
         status = SubStatus.COMPLETED if self._completed else SubStatus.FAILED
         try:
+            self._lane.end()
             self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
         except httpx.HTTPError as error:
             logger.info("the end of run %d could not be reported: %s", self.run_id, error)
         self._client.close()
+        self._lane.close()
 
     def __enter__(self) -> Self:
         return self

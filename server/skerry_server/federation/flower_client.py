@@ -46,7 +46,7 @@ def open_client(kind: type[C], access: SuperLinkAccess, *, interceptors: Sequenc
     """
     try:
         secret = access.secret.read_text().strip()
-        verify = _context(access.authority)
+        verify = tls_context(access.authority)
     except OSError as error:
         raise SuperLinkNotReadyError(f"{error.filename or access.authority}: {error.strerror}") from error
     chain = [RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"), _OperatorSecret(secret), *interceptors]
@@ -55,7 +55,8 @@ def open_client(kind: type[C], access: SuperLinkAccess, *, interceptors: Sequenc
     return client
 
 
-def _context(authority: Path) -> ssl.SSLContext:
+def tls_context(authority: Path) -> ssl.SSLContext:
+    """Trusts this authority and no other."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the certificate and the name in it
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(cafile=authority)

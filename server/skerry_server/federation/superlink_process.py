@@ -1,8 +1,9 @@
-"""``python -m skerry_server.federation.superlink_process SECRET_FILE FLOWER_OPTIONS...``: the SuperLink's process.
+"""``python -m skerry_server.federation.superlink_process SECRET_FILE LANE_FOLDER OPTIONS...``: the SuperLink's process.
 
 It is Flower's own application with Flower's own command line (flwr 1.41.0, pinned), served as ``flower-superlink``
-serves it, with :class:`~skerry_server.federation.operator_gate.OperatorGate` in front, without a log line per request,
-and with connections that outlive the pauses of a node that is training: a new one costs a TLS handshake.
+serves it, with :class:`~skerry_server.federation.flower_lane.Lane` and in front of that
+:class:`~skerry_server.federation.operator_gate.OperatorGate`, without a log line per request, and with connections that
+outlive the pauses of a node that is training: a new one costs a TLS handshake.
 """
 
 from __future__ import annotations
@@ -26,24 +27,27 @@ STOP_S = 1
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM; returns the exit status."""
-    if not arguments:
-        sys.stderr.write("usage: python -m skerry_server.federation.superlink_process SECRET_FILE FLOWER_OPTIONS...\n")
+    if len(arguments) < 2:
+        sys.stderr.write(f"usage: python -m {__spec__.name} SECRET_FILE LANE_FOLDER OPTIONS...\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     from flwr.superlink.main import create_app
 
+    from skerry_server.federation.flower_lane import Lane
+
     logging.getLogger("flwr").handlers.clear()  # its own handler would write every line a second time
     # The package has a function of the same name as this module.
     flower: Any = importlib.import_module("flwr.superlink.cli.flower_superlink")
-    sys.argv = ["flower-superlink", *arguments[1:]]
+    sys.argv = ["flower-superlink", *arguments[2:]]
     config: Any = flower._parse_superlink_lifespan_config()  # noqa: SLF001 - Flower has no public way; it is pinned
     try:
         secret = ensure_secret(Path(arguments[0]))
     except OSError as error:
         sys.stderr.write(f"{arguments[0]}: {error.strerror}; check the permissions of the data directory\n")
         return 1
+    application = create_app(config, flower.SuperLinkLifespan)
     uvicorn.run(
-        OperatorGate(create_app(config, flower.SuperLinkLifespan), secret),
+        OperatorGate(Lane(application, Path(arguments[1])), secret),
         host=config.host,
         port=config.port,
         ssl_certfile=config.ssl_certfile,

@@ -94,6 +94,7 @@ def apply_reported(session: Session, device_id: str, payload: bytes) -> Outcome:
         "boot_id": check_text(message.boot_id, field="reported.boot_id", longest=64),
         "update_detail": _clean(message.update_detail),
         "ineligible_reason": _clean(message.ineligible_reason),
+        "ineligible_code": check_text(message.ineligible_code, field="reported.ineligible_code", longest=64),
     }
     device = _device(session, device_id)
     if message.boot_id == device.boot_id and message.revision <= device.reported_revision:

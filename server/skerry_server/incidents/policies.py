@@ -16,8 +16,10 @@ from skerry_contract.identifiers import check_name
 from skerry_server.audit import ledger
 from skerry_server.clock import now_ms
 from skerry_server.errors import InvalidRequestError, NotFoundError
+from skerry_server.federation.settings import parse_settings as parse_campaign
 from skerry_server.incidents.policy_settings import parse_settings
 from skerry_server.store.tables import Policy
+from skerry_server.training.service import known_task
 
 
 def set_policy(
@@ -34,14 +36,16 @@ def set_policy(
         actor: Who asks, for the audit ledger.
 
     Raises:
-        InvalidRequestError: The name or a setting is not acceptable.
+        InvalidRequestError: The name or a setting is not acceptable, among them those of the campaign.
     """
     try:
         check_name(name, field="name")
         check_name(task, field="task")
     except WireError as error:
         raise InvalidRequestError(error.field, expected=error.expected, got=error.got) from error
-    parse_settings(settings)
+    chosen = parse_settings(settings)
+    if chosen.campaign:
+        parse_campaign(known_task(task).default_campaign, chosen.campaign_settings(), strategy=chosen.strategy)
     policy = session.get(Policy, name)
     if policy is None:
         policy = Policy(name=name, task=task, created_ms=now_ms())

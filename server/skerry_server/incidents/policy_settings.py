@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from skerry_server.errors import InvalidRequestError
+from skerry_server.federation.strategies import check_strategy
 
 _HOUR_MS = 3_600_000
 
@@ -17,7 +18,12 @@ class PolicySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cohort_id: str = Field(default="all", description="Cohort that trains and receives the cure (identifier or name).")
-    strategy: Literal["fedavg", "fedprox"] = Field(default="fedprox", description="Aggregation.")
+    strategy: str = Field(default="fedprox", description="Aggregation: a name of federation.strategies.")
+    campaign: dict[str, Any] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="More settings of the campaign, as when one is started by hand.",
+    )
     rounds: int | None = Field(default=None, ge=1, le=1000, description="Federated rounds.")
     local_epochs: int | None = Field(default=None, ge=1, le=100, description="Epochs on a device per round.")
     batch_size: int | None = Field(default=None, ge=1, le=1024, description="Rows of a training step.")
@@ -44,6 +50,15 @@ class PolicySettings(BaseModel):
     campaign_deadline_ms: int = Field(default=6 * _HOUR_MS, ge=1, description="Deadline of the campaign.")
     gates_deadline_ms: int = Field(default=_HOUR_MS, ge=1, description="Deadline of gates and publication.")
 
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            check_strategy(name)
+        except InvalidRequestError as error:
+            raise ValueError(error.expected) from error
+        return name
+
     def campaign_settings(self) -> dict[str, Any]:
         """Settings for ``federation.service.start_campaign``: those that are given."""
         names = {
@@ -58,7 +73,7 @@ class PolicySettings(BaseModel):
             "quorum": self.quorum,
             "round_deadline_ms": self.round_deadline_ms,
         }
-        return {name: value for name, value in names.items() if value is not None}
+        return {**self.campaign, **{name: value for name, value in names.items() if value is not None}}
 
 
 def parse_settings(settings: dict[str, Any]) -> PolicySettings:

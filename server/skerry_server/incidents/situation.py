@@ -112,7 +112,7 @@ def _in_flight(session: Session, incident: Incident) -> str:
         )
     )
     campaign = session.scalar(
-        sa.select(Campaign.id).where(Campaign.task == incident.task, Campaign.state.in_(campaign_machine.ACTIVE))
+        sa.select(Campaign.id).where(Campaign.task == incident.task, Campaign.state.in_(campaign_machine.UNDER_WAY))
     )
     rollout = session.scalar(
         sa.select(Rollout.id).where(Rollout.task == incident.task, Rollout.state.in_(rollout_machine.ACTIVE))

@@ -9,6 +9,8 @@ running refuse    failed  the process says that no repetition can help (bad payl
 running lose      queued  the process died or met trouble that may pass; attempts are left
 running exhaust   failed  the same, and no attempt is left
 running interrupt queued  the runner was asked to stop; the attempt is given back
+done    restart   queued  whoever owns the work wants it to go on: a paused campaign is resumed
+failed  restart   queued  likewise
 ======= ========= ======= ================================================================
 """
 
@@ -21,12 +23,12 @@ RUNNING = "running"
 DONE = "done"
 FAILED = "failed"
 
-#: {state: {event: next state}}. "done" and "failed" are ends.
+#: {state: {event: next state}}. "done" and "failed" are ends, unless their owner restarts them.
 JOB: dict[str, dict[str, str]] = {
     QUEUED: {"start": RUNNING},
     RUNNING: {"succeed": DONE, "refuse": FAILED, "lose": QUEUED, "exhaust": FAILED, "interrupt": QUEUED},
-    DONE: {},
-    FAILED: {},
+    DONE: {"restart": QUEUED},
+    FAILED: {"restart": QUEUED},
 }
 
 

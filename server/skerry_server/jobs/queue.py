@@ -72,6 +72,24 @@ def enqueue(
     return job
 
 
+def restart(session: Session, job_id: str, *, maximum_attempts: int = 5) -> Job:
+    """Queue a job again that has ended, with its folder and so many attempts more.
+
+    A job that has not ended is left alone. Attempts count on, so that a process of an earlier one can never be taken
+    for the new one's.
+
+    Raises:
+        NotFoundError: There is no such job.
+    """
+    job = get_job(session, job_id)
+    if job.state in (job_machine.DONE, job_machine.FAILED):
+        job.state = job_machine.advance(job.state, "restart", job_id=job_id)
+        job.maximum_attempts = job.attempts + maximum_attempts
+        job.result, job.error, job.finished_ms = {}, "", 0
+        session.flush()
+    return job
+
+
 def get_job(session: Session, job_id: str) -> Job:
     """One job; raises NotFoundError."""
     job = session.get(Job, job_id)

@@ -12,6 +12,7 @@ from skerry_contract.identifiers import check_name
 from skerry_contract.limits import CELL_COUNT, CLASSES, FEATURES, HISTOGRAM_CELLS
 from skerry_contract.v1.telemetry_pb2 import (
     CampaignResponse,
+    DeviceConditions,
     DriftReport,
     HealthReport,
     HistogramCounts,
@@ -22,6 +23,14 @@ from skerry_contract.v1.telemetry_pb2 import (
 
 #: Longest identifier of a boot, a variant or a state (characters).
 WORD = 64
+#: Numbers of DeviceConditions with what they can be.
+_CONDITION_BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("battery_percent", 0.0, 100.0),
+    ("temperature_c", -300.0, 1000.0),
+    ("latency_p99_us", 0, CELL_COUNT),
+    ("fresh_samples", 0, CELL_COUNT),
+    ("utc_offset_minutes", -1_440, 1_440),
+)
 
 
 def check_key(message: UplinkMessage, device_id: str) -> None:
@@ -96,6 +105,7 @@ def _check_health(report: HealthReport) -> None:
     _at_most(report.labelled_correct, report.labelled, "health.labelled_correct", "health.labelled")
     if not -300.0 <= report.temperature_c <= 1000.0:  # also refuses NaN
         raise WireError("health.temperature_c", expected="-300 to 1000", got=report.temperature_c)
+    _conditions(report.conditions, "health.conditions")
 
 
 def _check_label(report: LabelReport) -> None:
@@ -121,6 +131,15 @@ def _check_update(event: UpdateEvent) -> None:
 def _check_campaign(response: CampaignResponse) -> None:
     check_name(response.campaign_id, field="campaign.campaign_id")
     _numbers(response, "campaign", "labelled_samples")
+    _word(response.reason_code, "campaign.reason_code")
+    _conditions(response.conditions, "campaign.conditions")
+
+
+def _conditions(conditions: DeviceConditions, name: str) -> None:
+    for field, lowest, highest in _CONDITION_BOUNDS:
+        value = getattr(conditions, field)
+        if conditions.HasField(field) and not lowest <= value <= highest:  # also refuses NaN
+            raise WireError(f"{name}.{field}", expected=f"{lowest:g} to {highest:g}", got=value)
 
 
 def _word(value: str, field: str) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from skerry_contract.campaign import STAY_OUT
 from skerry_contract.v1.telemetry_pb2 import (
     CampaignResponse,
+    DeviceConditions,
     DriftReport,
     HealthReport,
     LabelReport,
@@ -63,7 +65,7 @@ def store_body(session: Session, device: Device, message: UplinkMessage, *, rece
             moment = believable_ms(claimed, enrolled_ms=device.enrolled_ms, received_ms=received_ms)
             _store_update(session, device.id, message.update, at_ms=moment)
         case "campaign":
-            _store_campaign(session, device.id, message.campaign)
+            _store_campaign(session, device, message.campaign, at_ms=at_ms)
 
 
 def _store_drift(session: Session, device_id: str, report: DriftReport, *, received_ms: int) -> None:
@@ -109,6 +111,8 @@ def _store_health(session: Session, device: Device, report: HealthReport, *, at_
     )
     if at_ms >= int((device.health or {}).get("at_ms", 0)):
         device.health = _document(report) | {"at_ms": at_ms}
+    if report.HasField("conditions"):
+        _note_conditions(device, report.conditions, at_ms=at_ms)
 
 
 def _store_label(session: Session, device_id: str, report: LabelReport, *, at_ms: int) -> None:
@@ -139,19 +143,39 @@ def _store_update(session: Session, device_id: str, event: UpdateEvent, *, at_ms
     )
 
 
-def _store_campaign(session: Session, device_id: str, response: CampaignResponse) -> None:
+def _store_campaign(session: Session, device: Device, response: CampaignResponse, *, at_ms: int) -> None:
     """The newest answer counts. An answer to an invitation that nobody made is kept as its key only."""
-    participant = session.get(CampaignParticipant, (response.campaign_id, device_id))
-    if participant is None:
+    if response.HasField("conditions"):
+        _note_conditions(device, response.conditions, at_ms=at_ms)
+    participant = session.get(CampaignParticipant, (response.campaign_id, device.id))
+    if participant is None or participant.state == "excluded":
         return
     participant.state = "accepted" if response.accepted else "declined"
     participant.reason = _clean(response.reason)
+    known = response.reason_code if response.reason_code in STAY_OUT else "declined"
+    participant.reason_code = "" if response.accepted else known
+    participant.conditions = _conditions(response.conditions)
     participant.flower_node_id = str(response.flower_node_id) if response.flower_node_id else ""
 
 
+def _note_conditions(device: Device, conditions: DeviceConditions, *, at_ms: int) -> None:
+    """The newest conditions of a device count, whichever message brought them."""
+    if at_ms >= device.conditions_ms:
+        device.conditions, device.conditions_ms = _conditions(conditions), at_ms
+
+
+def _conditions(conditions: DeviceConditions) -> dict[str, Any]:
+    """The fields that the device measures, by name."""
+    return {field.name: value for field, value in conditions.ListFields()}
+
+
 def _document(report: HealthReport) -> dict[str, Any]:
-    """The fields by name, those that were not set included."""
-    return {field.name: getattr(report, field.name) for field in report.DESCRIPTOR.fields}
+    """The scalar fields by name, those that were not set included."""
+    return {
+        field.name: getattr(report, field.name)
+        for field in report.DESCRIPTOR.fields
+        if field.type != field.TYPE_MESSAGE
+    }
 
 
 def _clean(text: str) -> str:

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from skerry_contract.identifiers import check_name
@@ -31,7 +32,7 @@ from skerry_server.errors import InvalidRequestError
 from skerry_server.jobs.kinds import JobContext
 from skerry_server.releases import candidate_machine
 from skerry_server.releases.service import failed_gates, get_candidate, get_release
-from skerry_server.store.tables import Candidate, Job
+from skerry_server.store.tables import CampaignRound, Candidate, Job
 
 if TYPE_CHECKING:
     from skerry_models.kept_step import TrainStep
@@ -99,7 +100,7 @@ def build(job: JobContext, candidate_id: str) -> None:
         reference=central,
         calibration=central,
         holdout=holdout,
-        lineage=_lineage(candidate, central=central, holdout=holdout),
+        lineage=_lineage(candidate, privacy=_privacy(job, candidate), central=central, holdout=holdout),
         parent_edges=_parent_edges(parent),
         parent_step=_parent_step(parent),
         parent_quantised=_quantised(job, earlier[0]) if earlier else None,
@@ -295,9 +296,19 @@ def _champion_metrics(job: JobContext, candidate: Candidate) -> dict[str, float]
     return {**given, "accuracy": judged.accuracy, "macro_f1": judged.macro_f1, "loss": judged.loss}
 
 
-def _lineage(candidate: Candidate, *, central: Dataset, holdout: Dataset) -> dict[str, object]:
+def _privacy(job: JobContext, candidate: Candidate) -> dict[str, object]:
+    """What the candidate's campaign has spent, all its rounds included; empty without privacy or campaign."""
+    query = sa.select(CampaignRound.privacy).where(CampaignRound.campaign_id == candidate.campaign_id)
+    with job.context.database.reading() as session:
+        return dict(session.scalar(query.order_by(CampaignRound.number.desc()).limit(1)) or {})
+
+
+def _lineage(
+    candidate: Candidate, *, privacy: dict[str, object], central: Dataset, holdout: Dataset
+) -> dict[str, object]:
     """What the bundle comes from; nothing in it depends on when or where it was built."""
     return {
+        **({"privacy": privacy} if privacy else {}),
         "candidate_id": candidate.id,
         "task": candidate.task,
         "origin": candidate.origin,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from skerry_contract.v1 import fleet_api_pb2 as pb
-from skerry_server.api.views import numbers, rounds_planned, texts
+from skerry_server.api.campaign_documents import CampaignDetailDocument, CampaignDocument, CampaignRoundDocument
+from skerry_server.api.views import numbers, texts
 from skerry_server.store.tables import (
     AuditRow,
-    Campaign,
-    CampaignRound,
     Cohort,
     Device,
     Incident,
@@ -74,8 +73,9 @@ def rollout(row: Rollout, devices: Iterable[RolloutDevice]) -> pb.Rollout:
     )
 
 
-def campaign(row: Campaign, rounds: Iterable[CampaignRound]) -> pb.Campaign:
-    """A campaign with its committed rounds."""
+def campaign(row: CampaignDocument) -> pb.Campaign:
+    """A campaign with its committed rounds, and with reasons when it is shown in detail."""
+    spent = row.spent
     return pb.Campaign(
         id=row.id,
         task=row.task,
@@ -83,22 +83,45 @@ def campaign(row: Campaign, rounds: Iterable[CampaignRound]) -> pb.Campaign:
         strategy=row.strategy,
         state=row.state,
         detail=row.detail,
-        rounds_planned=max(0, rounds_planned(row)),
-        rounds=[
-            pb.CampaignRound(
-                number=each.number,
-                invited=each.invited,
-                accepted=each.accepted,
-                accuracy=each.accuracy,
-                loss=each.loss,
-                seconds=each.seconds,
-            )
-            for each in rounds
-        ],
+        rounds_planned=max(0, row.rounds_planned),
+        rounds=_rounds(row.rounds),
         created_unix_ms=row.created_ms,
         candidate_id=row.candidate_id,
         cohort_id=row.cohort_id,
+        phase=row.phase,
+        waits_for=row.waits_for,
+        deadline_unix_ms=row.deadline_ms,
+        actions=row.actions,
+        spent=pb.CampaignSpending(
+            bytes_down=spent.bytes_down,
+            bytes_up=spent.bytes_up,
+            minutes=spent.minutes,
+            energy_wh=spent.energy_wh,
+            epsilon=spent.epsilon or 0.0,
+            delta=spent.delta or 0.0,
+        ),
+        reasons=[
+            pb.CampaignReason(code=each.code, meaning=each.meaning, devices=each.devices, example=each.example)
+            for each in (row.reasons if isinstance(row, CampaignDetailDocument) else ())
+        ],
+        settings_json=json.dumps(row.settings, sort_keys=True),
+        approved_by=row.approved_by,
     )
+
+
+def _rounds(rounds: Sequence[CampaignRoundDocument]) -> list[pb.CampaignRound]:
+    return [
+        pb.CampaignRound(
+            number=each.number,
+            invited=each.invited,
+            accepted=each.accepted,
+            accuracy=float("nan") if each.accuracy is None else each.accuracy,
+            loss=float("nan") if each.loss is None else each.loss,
+            seconds=each.seconds,
+            metrics={name: value for name, value in each.metrics.items() if value is not None},
+        )
+        for each in rounds
+    ]
 
 
 def incident(row: Incident) -> pb.Incident:

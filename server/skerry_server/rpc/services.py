@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import json
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.orm import Session
 
 from skerry_contract.v1 import fleet_api_pb2 as pb
 from skerry_contract.v1 import fleet_api_pb2_grpc as api
-from skerry_server.api import queries
+from skerry_server.api import campaign_views, queries
 from skerry_server.api.access import Principal
 from skerry_server.api.paging import Listing, Page, fetch_page
+from skerry_server.errors import InvalidRequestError
 from skerry_server.federation import service as federation
 from skerry_server.fleet import service as fleet
 from skerry_server.incidents import service as incidents
@@ -21,6 +23,9 @@ from skerry_server.rpc.status import Servicer, call
 from skerry_server.store.tables import Campaign, Device, Incident, Release, Rollout
 
 Row = TypeVar("Row")
+
+#: Longest settings of a campaign as JSON (characters).
+SETTINGS_CHARACTERS: Final = 65_536
 
 
 def _page(session: Session, listing: Listing[Row], request: pb.ListRequest) -> Page[Row]:
@@ -132,13 +137,18 @@ class CampaignService(Servicer, api.CampaignServiceServicer):
         """Newest first."""
         with self.context.database.reading() as session:
             page = _page(session, queries.CAMPAIGNS, request)
-            rounds = queries.campaign_rounds(session, [row.id for row in page.items])
-        items = [messages.campaign(row, rounds.get(row.id, [])) for row in page.items]
+            identifiers = [row.id for row in page.items]
+            rounds = queries.campaign_rounds(session, identifiers)
+            progress = queries.campaign_progress(session, identifiers)
+        items = [
+            messages.campaign(campaign_views.campaign(row, rounds.get(row.id, []), progress=progress.get(row.id, {})))
+            for row in page.items
+        ]
         return pb.CampaignList(campaigns=items, next_page_token=page.next_page_token)
 
     @call("viewer")
     def GetCampaign(self, request: pb.GetRequest, caller: Principal) -> pb.Campaign:
-        """One campaign."""
+        """One campaign, with the reasons of the devices that stay out."""
         with self.context.database.reading() as session:
             return _campaign(session, request.id)
 
@@ -153,16 +163,39 @@ class CampaignService(Servicer, api.CampaignServiceServicer):
             "minimum_devices": request.minimum_devices,
             "round_deadline_ms": request.round_deadline_ms,
         }
+        settings = _json_object(request.settings_json, field="settings_json")
+        make = federation.create_campaign if request.draft else federation.start_campaign
         with self.context.database.transaction() as session:
-            row = federation.start_campaign(
+            row = make(
                 session,
                 task=request.task,
                 cohort_id=fleet.get_cohort(session, request.cohort_id).id,
                 strategy=request.strategy,
-                settings={name: value for name, value in named.items() if value},
+                settings={**settings, **{name: value for name, value in named.items() if value}},
                 actor=caller.name,
             )
             return _campaign(session, row.id)
+
+    @call("approver")
+    def ApproveCampaign(self, request: pb.ActRequest, caller: Principal) -> pb.Campaign:
+        """Let a draft begin."""
+        with self.context.database.transaction() as session:
+            federation.approve_campaign(session, request.id, reason=request.reason, actor=caller.name)
+            return _campaign(session, request.id)
+
+    @call("operator")
+    def PauseCampaign(self, request: pb.ActRequest, caller: Principal) -> pb.Campaign:
+        """Ask nothing of devices until it is resumed."""
+        with self.context.database.transaction() as session:
+            federation.pause_campaign(session, request.id, reason=request.reason, actor=caller.name)
+            return _campaign(session, request.id)
+
+    @call("operator")
+    def ResumeCampaign(self, request: pb.ActRequest, caller: Principal) -> pb.Campaign:
+        """Go on where it was paused."""
+        with self.context.database.transaction() as session:
+            federation.resume_campaign(session, request.id, reason=request.reason, actor=caller.name)
+            return _campaign(session, request.id)
 
     @call("operator")
     def AbortCampaign(self, request: pb.ActRequest, caller: Principal) -> pb.Campaign:
@@ -223,4 +256,26 @@ def _rollout(session: Session, rollout_id: str) -> pb.Rollout:
 
 def _campaign(session: Session, campaign_id: str) -> pb.Campaign:
     row = queries.find(session, Campaign, campaign_id, kind="campaign")
-    return messages.campaign(row, queries.campaign_rounds(session, [campaign_id]).get(campaign_id, []))
+    return messages.campaign(
+        campaign_views.campaign_detail(
+            row,
+            queries.campaign_rounds(session, [campaign_id]).get(campaign_id, []),
+            queries.campaign_participants(session, campaign_id),
+            progress=queries.campaign_progress(session, [campaign_id]).get(campaign_id, {}),
+        )
+    )
+
+
+def _json_object(text: str, *, field: str) -> dict[str, Any]:
+    """The object that a JSON text holds, {} for an empty text; raises InvalidRequestError."""
+    if not text:
+        return {}
+    try:
+        value = json.loads(text[:SETTINGS_CHARACTERS])
+    except (ValueError, RecursionError):
+        raise InvalidRequestError(
+            field, expected=f"a JSON object of at most {SETTINGS_CHARACTERS} characters", got=text[:80]
+        ) from None
+    if not isinstance(value, dict):
+        raise InvalidRequestError(field, expected="a JSON object", got=value)
+    return value

@@ -65,6 +65,13 @@ class Device(Base):
     flower_node_id: Mapped[str] = mapped_column(default="")
     labelled_samples: Mapped[int] = mapped_column(default=0)
     ineligible_reason: Mapped[str] = mapped_column(default="")
+    ineligible_code: Mapped[str] = mapped_column(default="")
+    # What decides whether it may train, fields as in DeviceConditions, only those that were measured; and when.
+    conditions: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    conditions_ms: Mapped[int] = mapped_column(default=0)
+    # Updates of it that counted, in all campaigns; and when the newest one came.
+    participations: Mapped[int] = mapped_column(default=0)
+    last_participation_ms: Mapped[int] = mapped_column(default=0)
     # Last health report, fields as in HealthReport.
     health: Mapped[dict[str, Any]] = mapped_column(default=dict)
     # Desired state. Whoever changes a desired_* column adds one to desired_sequence;
@@ -234,12 +241,17 @@ class Campaign(Base):
     task: Mapped[str]
     base_release: Mapped[str]
     cohort_id: Mapped[str]
-    # "fedavg" or "fedprox".
+    # A key of federation.strategies.STRATEGIES.
     strategy: Mapped[str]
-    # rounds, local_epochs, batch_size, learning_rate, proximal_mu, minimum_devices, quorum, round_deadline_ms, ...
+    # Fields of federation.settings.CampaignSettings.
     settings: Mapped[dict[str, Any]]
     state: Mapped[str]
     detail: Mapped[str] = mapped_column(default="")
+    # Who let it begin, and when; empty and 0 for a draft.
+    approved_by: Mapped[str] = mapped_column(default="")
+    approved_ms: Mapped[int] = mapped_column(default=0)
+    # The state that a paused campaign goes on in; empty while it is not paused.
+    paused_from: Mapped[str] = mapped_column(default="")
     incident_id: Mapped[str] = mapped_column(default="")
     flower_run_id: Mapped[str] = mapped_column(default="")
     mlflow_run_id: Mapped[str] = mapped_column(default="")
@@ -250,15 +262,26 @@ class Campaign(Base):
 
 
 class CampaignParticipant(Base):
-    """A device that was invited. States: invited, accepted, declined."""
+    """A device of the cohort of a campaign. States: excluded, invited, accepted, declined."""
 
     __tablename__ = "campaign_participants"
 
     campaign_id: Mapped[str] = mapped_column(sa.ForeignKey("campaigns.id"), primary_key=True)
     device_id: Mapped[str] = mapped_column(primary_key=True)
     state: Mapped[str]
+    # Why it stays out, for people; and its code, a key of federation.eligibility.EXCLUSIONS.
     reason: Mapped[str] = mapped_column(default="")
+    reason_code: Mapped[str] = mapped_column(default="")
     flower_node_id: Mapped[str] = mapped_column(default="")
+    # With its answer, fields as in DeviceConditions.
+    conditions: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    # Rounds that its update counted in; the newest of them, and the newest that it was selected for; 0 for none.
+    rounds: Mapped[int] = mapped_column(default=0)
+    last_round: Mapped[int] = mapped_column(default=0)
+    last_selected: Mapped[int] = mapped_column(default=0)
+    # Of its newest update: statistical utility (Oort) and seconds; -1 before the first.
+    utility: Mapped[float] = mapped_column(default=-1.0)
+    seconds: Mapped[float] = mapped_column(default=-1.0)
 
 
 class CampaignRound(Base):
@@ -275,6 +298,12 @@ class CampaignRound(Base):
     loss: Mapped[float]
     seconds: Mapped[float]
     parameters_sha256: Mapped[str]
+    # What the strategy carries on to the next round, in the artifact store; empty for nothing.
+    strategy_sha256: Mapped[str] = mapped_column(default="")
+    # State of the accountant after the round; empty without privacy.
+    privacy: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    # Device to why its answer did not count.
+    failures: Mapped[dict[str, Any]] = mapped_column(default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     committed_ms: Mapped[int]
 

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from skerry_contract.tensors import Array
 from skerry_models.evaluation import evaluate_parameters
 from skerry_models.parameters import State, encode_state, initial_parameters
 from skerry_models.task import Task, load_task
 from skerry_server.clock import now_ms
-from skerry_server.federation.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Holdout
+from skerry_server.federation.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Holdout, Workshop
 from skerry_server.federation.exchange import Exchange
 from skerry_server.federation.journal import CampaignJournal, RoundRecord
+from skerry_server.federation.privacy_seam import RoundPrivacy
 from skerry_server.federation.settings import parse_settings
 from skerry_server.federation.strategies import check_strategy, create_strategy
 from skerry_server.releases.artifacts import ArtifactStore
@@ -94,8 +95,8 @@ def run_scenario(
     result = SimulationResult(scenario)
     holdout = task.source("holdout")
 
-    def evaluate(state: Mapping[str, object]) -> Holdout:
-        judged = evaluate_parameters(task, cast("Mapping[str, Array]", state), holdout)
+    def evaluate(state: Mapping[str, Array]) -> Holdout:
+        judged = evaluate_parameters(task, state, holdout)
         return Holdout(judged.accuracy, judged.macro_f1, judged.loss)
 
     def heard(record: RoundRecord) -> None:
@@ -116,15 +117,19 @@ def run_scenario(
 
         def body(exchange: Exchange, devices: Devices) -> CampaignResult:
             result.start_seconds = time.monotonic() - started
-            run = CampaignRun(
+            workshop = Workshop(
                 CampaignPlan(
                     _CAMPAIGN, task.name, settings, tuple(devices), plan.train_step_sha256, encode_state(base)
                 ),
                 strategy,
                 journal,
+                RoundPrivacy.of(settings, _CAMPAIGN, journal.secret),
+                evaluate,
+            )
+            run = CampaignRun(
+                workshop,
                 open_exchange=lambda: nullcontext(exchange),
                 resolve=lambda _: lambda: devices,
-                evaluate=evaluate,
                 on_round=heard,
             )
             return run.run()

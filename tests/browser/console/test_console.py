@@ -10,7 +10,7 @@ from browser.console.conftest import Visitor
 from integration.api.live import serving
 from integration.api.seeding import TOKENS, Seeded, add_device, add_drift, add_incident
 from skerry_server.api.app import bind
-from skerry_server.store.tables import ApiToken, CampaignRound, Device, Incident, Rollout, RolloutDevice
+from skerry_server.store.tables import ApiToken, Campaign, CampaignRound, Device, Incident, Rollout, RolloutDevice
 
 pytestmark = pytest.mark.browser
 
@@ -59,6 +59,31 @@ def test_the_page_shows_what_the_store_holds(visitor: Visitor) -> None:
     expect(page.locator("#audit tbody tr")).to_have_count(10)
     page.click("[data-action=verify]")
     expect(page.locator("#audit .note")).to_have_text("chain of 10 entries intact")
+
+
+def test_the_campaign_panel_says_where_it_stands_and_why_devices_stay_out(visitor: Visitor, seeded: Seeded) -> None:
+    visitor.sign_in("operator")
+    panel = visitor.page.locator("#campaign")
+    expect(panel.locator(".state").first).to_have_text("running")
+    expect(panel.locator(".stages li[data-now=true]")).to_have_text("collect")
+    for text in ("2 of 5", "94.9 %", "ε 1.22", "at δ 1e-5", "2.4 MB", "2.1 MB down, 270.0 kB up", "3 of 8"):
+        expect(panel).to_contain_text(text)
+    expect(panel.locator(".reasons tbody tr")).to_have_count(4)
+    first = panel.locator(".reasons tr[data-code=hot]")
+    for text in ("too warm", "2", "press-04: 71 °C, at most 65 °C wanted"):
+        expect(first).to_contain_text(text)
+    panel.locator("[data-verb=pause]").click()
+    visitor.page.fill("#decision-reason", "maintenance")
+    visitor.page.click("#decision-yes")
+    expect(panel.locator(".state").first).to_have_text("paused")
+    expect(panel).to_contain_text("waits for a person to resume it")
+    expect(panel.locator(".stages")).to_have_count(0)
+    panel.locator("[data-verb=resume]").click()
+    visitor.page.click("#decision-yes")
+    expect(panel.locator(".state").first).to_have_text("running")
+    with seeded.context.database.reading() as session:
+        campaign = session.get_one(Campaign, "campaign-c4d5e6f70819")
+        assert (campaign.state, campaign.paused_from) == ("running", "")
 
 
 def test_changes_arrive_without_a_reload(visitor: Visitor, seeded: Seeded) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from integration.federation.rig import SuperLink, poll
 from skerry_agent.identity.tls import server_context
 from skerry_agent.training.flower_node import FlowerNode
+from skerry_agent.training.node import TrainingNode
 from skerry_agent.training.node_hint import NodeHint
 from skerry_agent.training.server_clock import ServerClock
-from skerry_contract.campaign import EVALUATE, EvaluateInstruction, EvaluateReply, TrainInstruction, TrainReply
+from skerry_contract.campaign import EVALUATE, EvaluateInstruction, EvaluateReply, Scalar
 from skerry_server.federation.exchange import Broadcast, Reply
 from skerry_server.federation.flower import FlowerRun
 from skerry_server.fleet.authority import CertificateAuthority, utc_now
@@ -112,11 +113,10 @@ def test_a_key_that_is_none_is_refused_and_nothing_is_registered(link: SuperLink
 class Echo:
     """A worker that answers at once."""
 
-    def train(self, instruction: TrainInstruction) -> TrainReply:
-        raise NotImplementedError
-
-    def evaluate(self, instruction: EvaluateInstruction) -> EvaluateReply:
-        return EvaluateReply(device_id="old-battery", examples=7, accuracy=0.5, loss=1.0)
+    def handle(self, kind: str, fields: Mapping[str, object]) -> Mapping[str, Scalar]:
+        assert kind == EVALUATE
+        EvaluateInstruction.from_fields(fields)
+        return EvaluateReply(device_id="old-battery", examples=7, accuracy=0.5, loss=1.0).to_fields()
 
 
 class Node:
@@ -130,13 +130,14 @@ class Node:
         *,
         tls: ssl.SSLContext,
         wall_s: float = 0.0,
+        kind: type[TrainingNode] | type[FlowerNode] = TrainingNode,
     ) -> None:
         self.details: list[str] = []
         self.node_id = 0
         self._stop = threading.Event()
         clock = ServerClock(wall=lambda: wall_s) if wall_s else None
         address, hint = f"127.0.0.1:{link.port}", NodeHint(folder / "node.json")
-        node = FlowerNode(address, key, hint, Echo(), tls=lambda: tls, on_link=self._hear, clock=clock)
+        node = kind(address, key, hint, Echo(), tls=lambda: tls, on_link=self._hear, clock=clock)
         self._thread = threading.Thread(target=node.run, args=(self._stop,))
 
     def _hear(self, node_id: int, detail: str) -> None:
@@ -153,11 +154,14 @@ class Node:
         assert not self._thread.is_alive()
 
 
+@pytest.mark.parametrize("kind", [TrainingNode, FlowerNode], ids=["lane", "flower"])
 @pytest.mark.parametrize("wall_s", [1.0, 4e9], ids=["1970", "2096"])
-def test_a_device_with_a_wrong_clock_takes_part(link: SuperLink, tmp_path: Path, wall_s: float) -> None:
+def test_a_device_with_a_wrong_clock_takes_part(
+    link: SuperLink, tmp_path: Path, wall_s: float, kind: type[TrainingNode] | type[FlowerNode]
+) -> None:
     key, public = generate_key_pairs()
-    assert link.nodes.register(f"clock-{wall_s:g}", public_key_to_bytes(public))
-    with Node(link, tmp_path, key, tls=trusting(link), wall_s=wall_s) as node:
+    assert link.nodes.register(f"clock-{wall_s:g}-{kind.__name__}", public_key_to_bytes(public))
+    with Node(link, tmp_path, key, tls=trusting(link), wall_s=wall_s, kind=kind) as node:
         poll(lambda: node.node_id, what="it joins")
         with FlowerRun(link.access, lock=tmp_path / "submit.lock", patience_s=20) as run:
             instruction = EvaluateInstruction(

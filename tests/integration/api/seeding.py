@@ -192,7 +192,8 @@ def add_rollout(session: Session, rollout_id: str, release_id: str, states: dict
 
 
 def add_campaign(session: Session, campaign_id: str, accuracies: list[float], **columns: Any) -> Campaign:
-    """A campaign with one committed round per accuracy."""
+    """A campaign with one committed round per accuracy; round n has n times ``metrics`` and ``epsilon``."""
+    figures, epsilon = columns.pop("metrics", {}), columns.pop("epsilon", None)
     at_ms = int(columns.pop("created_ms", now_ms() - 120_000))
     defaults: dict[str, Any] = {
         "base_release": "digits-1",
@@ -222,6 +223,8 @@ def add_campaign(session: Session, campaign_id: str, accuracies: list[float], **
                 loss=1 - accuracy,
                 seconds=1.5,
                 parameters_sha256="0" * 64,
+                metrics={name: value * number for name, value in figures.items()},
+                privacy={} if epsilon is None else {"mode": "central", "epsilon": epsilon * number, "delta": 1e-5},
                 committed_ms=at_ms + number * 2_000,
             )
         )
@@ -391,9 +394,32 @@ def seed_fleet(seeded: Seeded) -> None:
             strategy="fedprox",
             state="running",
             base_release="digits-2",
-            settings={"rounds": 5},
+            settings={"rounds": 5, "privacy": {"mode": "central"}, "round_deadline_ms": 120_000},
             created_ms=now - 30_000,
+            approved_by="the-approver",
+            metrics={"bytes_down": 700_000.0, "bytes_up": 90_000.0, "energy_wh": 0.02},
+            epsilon=0.61,
         )
+        for name, code, reason in (
+            ("press-02", "", ""),
+            ("press-03", "", ""),
+            ("press-04", "hot", "71 °C, at most 65 °C wanted"),
+            ("press-05", "hot", "68 °C, at most 65 °C wanted"),
+            ("press-06", "outside-window", "14:05 there, 22:00 to 06:00 wanted"),
+            ("press-07", "quarantined", "quarantined: an incident about the quality of its data is open"),
+            ("press-08", "offline", "offline"),
+        ):
+            session.add(
+                CampaignParticipant(
+                    campaign_id="campaign-c4d5e6f70819",
+                    device_id=name,
+                    state="excluded" if code else "accepted",
+                    reason_code=code,
+                    reason=reason,
+                    rounds=0 if code else 2,
+                    last_round=0 if code else 2,
+                )
+            )
         add_incident(session, "incident-9d3e5a7c1b20", device_ids=sorted(drifting))
         add_incident(
             session,
@@ -419,12 +445,12 @@ def seed_fleet(seeded: Seeded) -> None:
         )
         add_job(
             session,
-            "job-1",
+            "job-campaign-c4d5e6f70819",
             state="running",
             attempts=1,
             kind="campaign",
             started_ms=now - 29_000,
-            progress={"round": 2, "accuracy": 0.949},
+            progress={"round": 2, "accuracy": 0.949, "phase": "collect"},
             created_ms=now - 30_000,
         )
         add_job(

@@ -170,6 +170,7 @@ def test_acting_changes_the_store_under_the_callers_name(skerry: Skerry) -> None
     [
         ("rollout", "abort", "rollout-5b1c90d2a3f4"),
         ("campaign", "abort", "campaign-c4d5e6f70819"),
+        ("campaign", "pause", "campaign-c4d5e6f70819"),
         ("release", "withdraw", "digits-1"),
     ],
 )

@@ -267,6 +267,7 @@ class ControlPlane:
         upgrade(layout.database_url(config))
         context = open_context(root)
         sha256 = context.artifacts.put_bytes(bundle.parameters)
+        bundle_sha256 = context.artifacts.put_bundle(bundle.folder)
         with context.database.transaction() as session:
             session.add(
                 Candidate(
@@ -285,7 +286,7 @@ class ControlPlane:
                     sequence=1,
                     candidate_id="candidate-base",
                     origin="central",
-                    bundle_sha256="0" * 64,
+                    bundle_sha256=bundle_sha256,
                     train_step_sha256=bundle.train_step_sha256,
                     envelope=b"",
                     created_ms=now_ms(),

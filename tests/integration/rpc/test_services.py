@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -73,6 +74,9 @@ METHODS: list[tuple[str, str, str, Any]] = [
     ("CampaignService", "ListCampaigns", "viewer", pb.ListRequest()),
     ("CampaignService", "GetCampaign", "viewer", pb.GetRequest(id="nope")),
     ("CampaignService", "StartCampaign", "operator", pb.StartCampaignRequest(task="nope", cohort_id="all")),
+    ("CampaignService", "ApproveCampaign", "approver", pb.ActRequest(id="nope", reason="x")),
+    ("CampaignService", "PauseCampaign", "operator", pb.ActRequest(id="nope", reason="x")),
+    ("CampaignService", "ResumeCampaign", "operator", pb.ActRequest(id="nope", reason="x")),
     ("CampaignService", "AbortCampaign", "operator", pb.ActRequest(id="nope", reason="x")),
     ("IncidentService", "ListIncidents", "viewer", pb.ListRequest()),
     ("IncidentService", "GetIncident", "viewer", pb.GetRequest(id="nope")),
@@ -216,9 +220,10 @@ def test_bad_requests_say_what_is_wrong(channel: grpc.Channel, request_: Any, co
     [
         ("RolloutService", "AbortRollout", "rollout-5b1c90d2a3f4"),
         ("CampaignService", "AbortCampaign", "campaign-c4d5e6f70819"),
+        ("CampaignService", "PauseCampaign", "campaign-c4d5e6f70819"),
     ],
 )
-def test_nothing_is_aborted_without_a_reason(
+def test_nothing_is_stopped_without_a_reason(
     channel: grpc.Channel, seeded: Seeded, service: str, method: str, identifier: str
 ) -> None:
     with seeded.context.database.reading() as session:
@@ -252,3 +257,38 @@ def test_a_busy_port_is_told(seeded: Seeded) -> None:
             RpcServer(seeded.context, address=f"127.0.0.1:{port}")
     finally:
         first.stop(grace_s=0)
+
+
+def test_a_campaign_by_grpc_from_the_draft_to_its_abort(channel: grpc.Channel) -> None:
+    campaigns = stub(channel, "CampaignService")
+    running = campaigns.GetCampaign(pb.GetRequest(id="campaign-c4d5e6f70819"), **_as("viewer"))
+    assert (running.phase, list(running.actions), running.spent.bytes_down) == (
+        "collect",
+        ["pause", "abort"],
+        2_100_000,
+    )
+    assert running.spent.epsilon == pytest.approx(1.22)
+    assert (running.reasons[0].code, running.reasons[0].devices) == ("hot", 2)
+    assert running.rounds[1].metrics["bytes_up"] == 180_000
+    campaigns.AbortCampaign(pb.ActRequest(id=running.id, reason="make room"), **_as("operator"))
+    request = pb.StartCampaignRequest(
+        task="digits", cohort_id="all", strategy="fedavg", rounds=3, draft=True, settings_json='{"wire": "int8"}'
+    )
+    draft = campaigns.StartCampaign(request, **_as("operator"))
+    assert (draft.state, draft.rounds_planned, draft.waits_for) == ("draft", 3, "a person to approve it")
+    assert json.loads(draft.settings_json)["wire"] == "int8"
+    approved = campaigns.ApproveCampaign(pb.ActRequest(id=draft.id), **_as("approver"))
+    assert (approved.state, approved.approved_by) == ("approved", "the-approver")
+    paused = campaigns.PauseCampaign(pb.ActRequest(id=draft.id, reason="maintenance"), **_as("operator"))
+    assert (paused.state, list(paused.actions)) == ("paused", ["resume", "abort"])
+    assert campaigns.ResumeCampaign(pb.ActRequest(id=draft.id), **_as("operator")).state == "approved"
+    assert campaigns.AbortCampaign(pb.ActRequest(id=draft.id, reason="done"), **_as("operator")).state == "aborted"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 60_000, '{"wire": ' + "1" * 70_000 + "}"])
+def test_settings_that_are_no_json_object_are_refused(channel: grpc.Channel, text: str) -> None:
+    request = pb.StartCampaignRequest(task="digits", cohort_id="all", strategy="fedavg", settings_json=text)
+    with pytest.raises(grpc.RpcError) as told:
+        stub(channel, "CampaignService").StartCampaign(request, **_as("operator"))
+    assert told.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(told.value.trailing_metadata())["skerry-field"] == "settings_json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from integration.engine.tiny_bundle import TinyRelease, enrol, install, some_input
 from integration.serving.serving_process import Reply, ServingProcess
+from skerry_agent.policy.live_latency import FEWEST, LatencyReader
 from skerry_contract.oip import open_inference_pb2 as oip
 
 RELEASE = TinyRelease(variants={"fp32": 0.0})
@@ -445,3 +447,16 @@ def test_json_and_binary_say_the_same(serving: ServingProcess) -> None:
     binary = serving.request("POST", f"{MODELS}/versions/release-one/infer", body, headers)
     assert plain.document["outputs"] == binary.document["outputs"]
     assert plain.headers["content-type"] == "application/json"
+
+
+def test_the_training_process_sees_how_fast_answers_are(serving: ServingProcess) -> None:
+    reader = LatencyReader(serving.layout.latency_file)
+    deadline = time.monotonic() + 30
+    seen = None
+    while seen is None:
+        assert time.monotonic() < deadline, "no record while requests are answered"
+        assert serving.post(f"{MODELS}/infer", request_with()).status == 200
+        seen = reader.read()
+    reader.close()
+    assert seen.requests >= FEWEST
+    assert 0 < seen.p99_us < 10_000_000

@@ -147,9 +147,9 @@ def test_refusals_say_why(worker: CampaignWorker, graphs: LinearGraphs, busy: li
 def test_the_pause_ends_at_the_deadline(
     graphs: LinearGraphs, tmp_path: Path, busy: list[str], stopping: list[bool]
 ) -> None:
-    (tmp_path / "pause").touch()
+    (tmp_path / "pause").write_text("too hot: 95 °C, limit 85 °C")
     worker = CampaignWorker("d", Bundles(graphs), Samples(40), PauseGate(tmp_path / "pause", lambda: stopping[0]))
-    with pytest.raises(RefusedError, match="deadline of the round"):
+    with pytest.raises(RefusedError, match="deadline of the round has passed; training waited: too hot: 95 °C"):
         worker.train(replace(instruction(graphs.zero_state()), deadline_ms=120))
     (tmp_path / "pause").unlink()
     assert worker.train(instruction(graphs.zero_state())).steps > 0

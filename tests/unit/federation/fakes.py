@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from skerry_contract.campaign import TRAIN, EvaluateReply, TrainReply
+from skerry_contract.campaign import NO_BASE, TRAIN, EvaluateReply, TrainReply
 from skerry_contract.tensors import Array, decode_bundle, encode_bundle
+from skerry_contract.update_codec import apply_difference, decode_difference, difference, encode_difference
 from skerry_server.federation.exchange import Broadcast, ExchangeLostError, Reply, ReplyError
 
 
@@ -35,6 +37,9 @@ class FakeDevice:
         delay_s: From question to answer; a queue gives one delay per question.
         faults: What goes wrong with the next answers, one each: "silent", "error", "refuse", "nan", "shape", "names",
             "garbage", "twice", "other-device", "lost" (the run is lost when the answer is due), "unreachable".
+        refuses_wires: Whether it can encode nothing but "float32".
+        models: What it was given, by digest.
+        wires: Of each question: how the model came, and how the answer was asked for.
     """
 
     name: str
@@ -45,6 +50,30 @@ class FakeDevice:
     accuracy: float = 0.5
     faults: deque[str] = field(default_factory=deque)
     asked: int = 0
+    refuses_wires: bool = False
+    models: dict[str, dict[str, Array]] = field(default_factory=dict)
+    wires: list[tuple[str, str]] = field(default_factory=list)
+
+    def model(self, broadcast: Broadcast) -> dict[str, Array] | None:
+        """The model of a training question, kept by its digest; None when it lacks the base of a difference."""
+        fields = broadcast.fields
+        data, wire = fields["parameters"], str(fields.get("parameters_wire", "float32"))
+        assert isinstance(data, bytes)
+        if wire == "float32":
+            model = decode_bundle(data)
+        else:
+            base = self.models.get(str(fields["base_sha256"]))
+            if base is None:
+                return None
+            model = apply_difference(base, decode_difference(data, base, wire=wire))
+        self.models[hashlib.sha256(encode_bundle(model)).hexdigest()] = model
+        return model
+
+    def encoded(self, model: dict[str, Array], state: dict[str, Array], wire: str, seed: int) -> bytes:
+        """A trained state as the question wants it."""
+        if wire == "float32":
+            return encode_bundle(state)
+        return encode_difference(difference(state, model), wire=wire, density=0.5, seed=seed)[0]
 
     def answer(self, broadcast: Broadcast, fault: str) -> Reply | None:
         """The answer to a question; its message identifier is filled in later."""
@@ -58,9 +87,15 @@ class FakeDevice:
         if broadcast.kind != TRAIN:
             reply = EvaluateReply(device_id=name, examples=5, accuracy=self.accuracy, loss=0.3)
             return Reply("", fields=reply.to_fields())
+        wire = str(broadcast.fields.get("wire", "float32"))
+        self.wires.append((str(broadcast.fields.get("parameters_wire", "float32")), wire))
+        if self.refuses_wires and wire != "float32":
+            return Reply("", error=ReplyError(f"wire: expected float32, got {wire}", refused=True))
+        model = self.model(broadcast)
+        if model is None:
+            return Reply("", error=ReplyError(f"{NO_BASE}: not here", refused=False))
         state: dict[str, Array] = {
-            key: np.asarray(array).astype(np.float32) + np.float32(self.adds)
-            for key, array in decode_bundle(bytes(broadcast.fields["parameters"])).items()  # type: ignore[arg-type]
+            key: np.asarray(array).astype(np.float32) + np.float32(self.adds) for key, array in model.items()
         }
         if fault == "nan":
             state["w"] = np.full_like(state["w"], np.nan)
@@ -77,7 +112,8 @@ class FakeDevice:
             validation_examples=5,
             validation_accuracy=self.accuracy,
             validation_loss=0.4,
-            parameters=encode_bundle(state),
+            parameters=self.encoded(model, state, wire, self.asked) if wire != "float32" else encode_bundle(state),
+            wire=wire,
         )
         return Reply("", fields=train.to_fields())
 

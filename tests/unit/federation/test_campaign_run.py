@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,121 +10,15 @@ import pytest
 import sqlalchemy as sa
 
 from skerry_contract.campaign import EVALUATE, TRAIN
-from skerry_contract.tensors import Array, decode_bundle, encode_bundle
-from skerry_server.federation.campaign_run import OPENINGS, CampaignPlan, CampaignRun, Holdout
-from skerry_server.federation.exchange import Exchange, ExchangeLostError
-from skerry_server.federation.journal import CampaignJournal, RoundRecord, State
+from skerry_contract.tensors import decode_bundle, encode_bundle
+from skerry_server.federation.campaign_run import OPENINGS
+from skerry_server.federation.exchange import ExchangeLostError
+from skerry_server.federation.journal import RoundRecord, State
 from skerry_server.federation.round_loop import RoundFailedError
-from skerry_server.federation.settings import CampaignSettings
-from skerry_server.federation.strategies import create_strategy
-from skerry_server.federation.updates import Update
-from skerry_server.releases.artifacts import ArtifactStore
-from skerry_server.store import Database
-from skerry_server.store.tables import Base, Campaign, CampaignRound, CampaignUpdate
-from unit.agent_training.linear_graphs import numbers
-from unit.federation.fakes import Clock, FakeDevice, FakeExchange
-
-BASE = encode_bundle({"w": np.zeros(2, np.float32)})
-
-
-class KilledError(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
-class World:
-    """The store, the devices and what a process of the campaign would be given."""
-
-    def __init__(self, folder: Path, devices: list[FakeDevice], **settings: object) -> None:
-        self.database = Database(f"sqlite:///{folder / 'store.sqlite'}")
-        Base.metadata.create_all(self.database.engine)
-        with self.database.transaction() as session:
-            session.add(
-                Campaign(
-                    id="campaign-1",
-                    task="t",
-                    base_release="r1",
-                    cohort_id="all",
-                    strategy="fedavg",
-                    settings={},
-                    state="running",
-                    created_by="test",
-                    created_ms=1,
-                    updated_ms=1,
-                )
-            )
-        self.artifacts = ArtifactStore(f"file://{folder / 'artifacts'}", local=folder / "artifacts")
-        self.spool = folder / "updates"
-        self.journal = CampaignJournal(self.database, self.artifacts, "campaign-1", self.spool)
-        self.devices = devices
-        self.clock = Clock()
-        self.exchanges: list[FakeExchange] = []
-        self.heard: list[int] = []
-        defaults = {
-            "rounds": 3,
-            "local_epochs": 1,
-            "batch_size": 8,
-            "learning_rate": 0.1,
-            "proximal_mu": 0.0,
-            "round_deadline_ms": 30_000,
-        }
-        self.settings = CampaignSettings(**{**defaults, **settings})  # type: ignore[arg-type]  # a table of fields
-        self.incident_devices: tuple[str, ...] = ()
-        self.accuracy: Callable[[float], float] = lambda level: level / 10
-        self.kill_after_commits = -1
-        self.openings_that_fail = 0
-
-    @contextmanager
-    def open_exchange(self) -> Iterator[Exchange]:
-        if self.openings_that_fail:
-            self.openings_that_fail -= 1
-            raise ExchangeLostError("the SuperLink cannot be reached")
-        exchange = FakeExchange(self.devices, self.clock)
-        self.exchanges.append(exchange)
-        yield exchange
-        exchange.completed = True
-
-    def evaluate(self, state: Mapping[str, Array]) -> Holdout:
-        level = float(numbers(state["w"]).mean())
-        return Holdout(self.accuracy(level), self.accuracy(level), 1.0)
-
-    def on_round(self, record: RoundRecord) -> None:
-        self.heard.append(record.number)
-        if len(self.heard) == self.kill_after_commits:
-            raise KilledError
-
-    def run(self) -> CampaignRun:
-        plan = CampaignPlan(
-            campaign_id="campaign-1",
-            task="t",
-            settings=self.settings,
-            participants=tuple(device.name for device in self.devices),
-            train_step_sha256="0" * 64,
-            base=BASE,
-            incident_devices=self.incident_devices,
-        )
-        return CampaignRun(
-            plan,
-            create_strategy("fedavg", self.settings),
-            self.journal,
-            open_exchange=self.open_exchange,
-            resolve=lambda exchange: exchange.resolve,  # type: ignore[attr-defined]  # a FakeExchange
-            evaluate=self.evaluate,  # type: ignore[arg-type]  # states are arrays here
-            on_round=self.on_round,
-            clock=self.clock,
-            sleep=self.clock.sleep,
-        )
-
-    def models(self) -> list[float]:
-        return [float(self.journal.load(record.parameters_sha256)["w"][0]) for record in self.journal.rounds()]
-
-
-def three(**changes: object) -> list[FakeDevice]:
-    # Means: (10 * 1 + 30 * 2) / 40 = 1.75 per round for a and b; c repeats their mean.
-    return [
-        FakeDevice("a", 1, adds=1.0, examples=10, accuracy=0.4),
-        FakeDevice("b", 2, adds=2.0, examples=30, accuracy=0.6),
-        FakeDevice("c", 3, adds=1.75, examples=40, accuracy=0.8),
-    ]
+from skerry_server.federation.updates import Payload, Update
+from skerry_server.store.tables import CampaignRound, CampaignUpdate
+from unit.federation.fakes import FakeDevice
+from unit.federation.world import BASE, KilledError, World, three
 
 
 def test_a_campaign_by_hand(tmp_path: Path) -> None:
@@ -200,7 +92,13 @@ def test_a_damaged_journalled_update_is_asked_for_again(tmp_path: Path) -> None:
     devices = three()
     world = World(tmp_path, devices)
     state: State = {"w": np.full(2, 9.0, np.float32)}
-    update = Update("a", 10, state, encode_bundle(state), {"loss": 0.5, "seconds": 0.1, "validation_examples": 0.0})
+    update = Update(
+        "a",
+        10,
+        state,
+        Payload("float32", encode_bundle(state)),
+        {"loss": 0.5, "seconds": 0.1, "validation_examples": 0.0},
+    )
     world.journal.record(1, update)
     spooled = next(path for path in world.spool.rglob("*") if path.is_file())
     spooled.write_bytes(b"damaged")
@@ -301,12 +199,12 @@ def test_the_first_update_of_a_device_stays(tmp_path: Path) -> None:
     world = World(tmp_path, [])
     for value in (1.0, 2.0):
         state: State = {"w": np.full(2, value, np.float32)}
-        world.journal.record(1, Update("a", 10, state, encode_bundle(state), {"loss": value}))
+        world.journal.record(1, Update("a", 10, state, Payload("float32", encode_bundle(state)), {"loss": value}))
     recorded = world.journal.recorded(1)
     assert len(recorded) == 1
-    state_back = world.journal.load_update(1, recorded[0])
-    assert state_back is not None
-    assert state_back["w"][0] == 1.0
+    payload = world.journal.load_update(1, recorded[0])
+    assert payload is not None
+    assert decode_bundle(payload.parameters)["w"][0] == 1.0
     assert decode_bundle(BASE)["w"][0] == 0.0
     with world.database.reading() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(CampaignRound)) == 0

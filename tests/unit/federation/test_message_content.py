@@ -10,7 +10,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from skerry_agent.training import flower_node
 from skerry_contract.campaign import INLINE_BYTES, Scalar
-from skerry_server.federation import flower
+from skerry_server.federation import flower_messages
 
 
 def carried(content: RecordDict) -> RecordDict:
@@ -37,11 +37,11 @@ def carried(content: RecordDict) -> RecordDict:
 def test_fields_arrive_as_they_were(size: int) -> None:
     data = (bytes(range(256)) * (size // 256 + 1))[:size]
     fields: dict[str, Scalar] = {"campaign_id": "c", "round": 3, "learning_rate": 0.25, "parameters": data}
-    assert flower_node._unpack(carried(flower._pack(fields))) == fields
-    assert flower._unpack(carried(flower_node._pack(fields))) == fields
+    assert flower_node._unpack(carried(flower_messages.pack(fields))) == fields
+    assert flower_messages.unpack(carried(flower_node._pack(fields))) == fields
 
 
 def test_a_message_without_the_record_has_no_fields() -> None:
-    assert flower._unpack(carried(RecordDict({}))) == {}
+    assert flower_messages.unpack(carried(RecordDict({}))) == {}
     with pytest.raises(KeyError):
         flower_node._unpack(carried(RecordDict({})))

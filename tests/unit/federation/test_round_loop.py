@@ -191,3 +191,53 @@ def test_a_check_that_raises_ends_the_round() -> None:
     with pytest.raises(AbortedError):
         collector.collect(BROADCAST, RoundRules(quorum=1, deadline_s=30.0), lambda device_id, fields: None)
     assert clock.now < 1003.0
+
+
+# Over-selection: how many are kept at work, and when there are enough.
+
+
+def select(devices: list[FakeDevice], rules: RoundRules, clock: Clock) -> Collected:
+    exchange = FakeExchange(devices, clock)
+    collector = RoundCollector(exchange, exchange.resolve, clock=clock, sleep=clock.sleep)
+    return collector.collect(BROADCAST, rules, lambda device_id, fields: None)
+
+
+def test_the_first_k_of_n_count_and_the_round_ends_with_them() -> None:
+    clock = Clock()
+    devices = [device("a", delay_s=9.0), device("b"), device("c", delay_s=1.0), device("d")]
+    collected = select(devices, RoundRules(quorum=2, deadline_s=30.0, enough=2, at_once=3), clock)
+    assert collected.accepted == ("b", "c")
+    assert devices[3].asked == 0
+    assert collected.failures == {"a": "no answer"}
+    assert clock.now < 1002.0
+
+
+def test_who_refuses_is_replaced_by_the_next_in_order() -> None:
+    clock = Clock()
+    devices = [device("a", "refuse"), device("b", node_id=None), device("c"), device("d"), device("e")]
+    collected = select(devices, RoundRules(quorum=2, deadline_s=30.0, enough=2, at_once=2), clock)
+    assert set(collected.accepted) == {"c", "d"}
+    assert [each.asked for each in devices] == [1, 0, 1, 1, 0]
+    assert "fewer than 20" in collected.failures["a"]
+
+
+def test_who_is_silent_for_too_long_is_replaced_and_still_counts() -> None:
+    clock = Clock()
+    devices = [device("a", delay_s=8.0), device("b", "silent"), device("c", delay_s=6.0)]
+    rules = RoundRules(quorum=2, deadline_s=30.0, enough=2, at_once=2, patience_s=4.0)
+    collected = select(devices, rules, clock)
+    assert collected.accepted == ("a", "c")
+    assert clock.now < 1011.0
+
+
+def test_answers_behind_the_kth_are_not_taken() -> None:
+    clock = Clock()
+    devices = [device("a"), device("b"), device("c")]
+    exchange = FakeExchange(devices, clock)
+    taken: list[str] = []
+    RoundCollector(exchange, exchange.resolve, clock=clock, sleep=clock.sleep).collect(
+        BROADCAST,
+        RoundRules(quorum=1, deadline_s=30.0, enough=2),
+        lambda device_id, fields: taken.append(device_id),
+    )
+    assert len(taken) == 2

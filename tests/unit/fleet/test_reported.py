@@ -65,6 +65,7 @@ def test_every_column_is_written(database: Database) -> None:
         chunks_done=3,
         chunks_total=9,
         ineligible_reason="on battery",
+        ineligible_code="battery",
         labels={"site": "forged"},
     )
     assert _apply(database, apply_reported, payload) is Outcome.APPLIED
@@ -88,6 +89,7 @@ def test_every_column_is_written(database: Database) -> None:
         "chunks_done": 3,
         "chunks_total": 9,
         "ineligible_reason": "on battery",
+        "ineligible_code": "battery",
         "labels": {"site": "north"},  # labels decide about cohorts and are the operator's
         "desired_sequence": 3,
     }

@@ -12,6 +12,7 @@ from skerry_contract.histogram import encode_counts
 from skerry_contract.topics import DeviceTopic, device_topic
 from skerry_contract.v1.telemetry_pb2 import (
     CampaignResponse,
+    DeviceConditions,
     DriftReport,
     HealthReport,
     LabelReport,
@@ -114,7 +115,8 @@ def _message(sequence: int, *, device_id: str = "d1", outbox_id: str = "o1", **b
     )
 
 
-def test_every_kind_becomes_its_row_and_is_acknowledged(world: World) -> None:
+def _invite(world: World) -> None:
+    """Device d1 is invited to campaign c1."""
     with world.database.transaction() as session:
         moment = {"created_ms": 1, "updated_ms": 1}
         campaign = Campaign(id="c1", task="t", base_release="r", cohort_id="all", strategy="fedavg", settings={})
@@ -123,6 +125,10 @@ def test_every_kind_becomes_its_row_and_is_acknowledged(world: World) -> None:
         session.add(campaign)
         session.flush()
         session.add(CampaignParticipant(campaign_id="c1", device_id="d1", state="invited"))
+
+
+def test_every_kind_becomes_its_row_and_is_acknowledged(world: World) -> None:
+    _invite(world)
     drift = DriftReport(
         boot_id="b1",
         window=4,
@@ -269,6 +275,41 @@ def test_an_answer_to_no_invitation_is_kept_as_its_key_only(world: World) -> Non
     world.receive(_message(1, campaign=CampaignResponse(campaign_id="c9", accepted=True)))
     world.ingest.step()
     assert (world.count(CampaignParticipant), world.count(Uplink)) == (0, 1)
+
+
+def test_conditions_come_with_health_and_with_answers_and_the_newest_count(world: World) -> None:
+    _invite(world)
+    warm = DeviceConditions(temperature_c=70.5, idle=False, utc_offset_minutes=-300)
+    world.receive(
+        _message(1, health=HealthReport(release_id="r1", conditions=DeviceConditions(idle=True, battery_percent=0.0))),
+        _message(2, campaign=CampaignResponse(campaign_id="c1", reason="70 °C", reason_code="hot", conditions=warm)),
+        _message(3, health=HealthReport(release_id="r1")),  # an older agent's, without
+    )
+    world.ingest.step()
+    with world.database.reading() as session:
+        device = session.get_one(Device, "d1")
+        told = {"temperature_c": 70.5, "idle": False, "utc_offset_minutes": -300}
+        assert (device.conditions, device.conditions_ms > 0) == (told, True)
+        assert "conditions" not in device.health
+        row = session.get_one(CampaignParticipant, ("c1", "d1"))
+        assert (row.state, row.reason_code, row.reason, row.conditions) == ("declined", "hot", "70 °C", told)
+    made_up = CampaignResponse(campaign_id="c1", reason="tired", reason_code="gremlins")
+    world.receive(_message(4, campaign=made_up))
+    world.ingest.step()
+    with world.database.reading() as session:
+        assert session.get_one(CampaignParticipant, ("c1", "d1")).reason_code == "declined"
+
+
+def test_a_device_that_was_left_out_cannot_accept(world: World) -> None:
+    _invite(world)
+    with world.database.transaction() as session:
+        row = session.get_one(CampaignParticipant, ("c1", "d1"))
+        row.state, row.reason_code = "excluded", "quarantined"
+    world.receive(_message(1, campaign=CampaignResponse(campaign_id="c1", accepted=True, flower_node_id=7)))
+    world.ingest.step()
+    with world.database.reading() as session:
+        row = session.get_one(CampaignParticipant, ("c1", "d1"))
+        assert (row.state, row.reason_code, row.flower_node_id) == ("excluded", "quarantined", "")
 
 
 def test_old_health_from_the_outbox_does_not_replace_newer(world: World) -> None:

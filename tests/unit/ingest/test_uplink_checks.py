@@ -12,6 +12,7 @@ from skerry_contract.errors import WireError
 from skerry_contract.histogram import encode_counts
 from skerry_contract.v1.telemetry_pb2 import (
     CampaignResponse,
+    DeviceConditions,
     DriftReport,
     HealthReport,
     HistogramCounts,
@@ -86,6 +87,14 @@ def test_what_can_be_used(message: UplinkMessage, kind: str) -> None:
         (UplinkMessage(update=UpdateEvent(from_state="x" * 65)), "update.from_state"),
         (UplinkMessage(update=UpdateEvent(rollout_id="a b")), "update.rollout_id"),
         (UplinkMessage(campaign=CampaignResponse()), "campaign.campaign_id"),
+        (UplinkMessage(campaign=CampaignResponse(campaign_id="c", reason_code="x" * 65)), "campaign.reason_code"),
+        (
+            UplinkMessage(campaign=CampaignResponse(campaign_id="c", conditions=DeviceConditions(battery_percent=101))),
+            "campaign.conditions.battery_percent",
+        ),
+        (_health(conditions=DeviceConditions(temperature_c=float("nan"))), "health.conditions.temperature_c"),
+        (_health(conditions=DeviceConditions(utc_offset_minutes=1_441)), "health.conditions.utc_offset_minutes"),
+        (_health(conditions=DeviceConditions(fresh_samples=LARGEST + 1)), "health.conditions.fresh_samples"),
     ],
 )
 def test_what_can_never_be_used_says_which_field(message: UplinkMessage, field: str) -> None:

@@ -146,3 +146,22 @@ def test_what_waits_for_a_job_learns_of_its_failure_in_the_same_transaction(data
             assert queue.get_job(session, "after-job-1").payload == {"error": "bad payload"}
     finally:
         del kinds.KINDS["test-hook"]
+
+
+def test_an_owner_may_restart_what_has_ended(database: Database) -> None:
+    with database.transaction() as session:
+        queue.enqueue(session, "train", {"task": "digits"}, job_id="job-1", maximum_attempts=2)
+        assert queue.restart(session, "job-1").state == "queued"  # it waits already
+        assert queue.claim_next(session, at_ms=1) is not None
+        assert queue.restart(session, "job-1").state == "running"  # it works already
+        queue.succeed(session, "job-1", attempt=1, result={"paused": True})
+        again = queue.restart(session, "job-1")
+        assert (again.state, again.result, again.attempts, again.maximum_attempts) == ("queued", {}, 1, 6)
+        assert queue.claim_next(session, at_ms=2) is again  # at once: it did not fail
+        with pytest.raises(JobLostError):  # the process of an earlier attempt has no say
+            queue.succeed(session, "job-1", attempt=1, result={})
+        queue.refuse(session, "job-1", attempt=2, error="bad")
+        again = queue.restart(session, "job-1")
+        assert (again.state, again.error, again.maximum_attempts) == ("queued", "", 7)
+        with pytest.raises(NotFoundError):
+            queue.restart(session, "job-2")

@@ -192,7 +192,7 @@ def test_the_superlink_is_told_everything(layout: ServerLayout) -> None:
         superlink_port=4,
     )
     command = superlink.command(config, layout)
-    assert command[3] == str(superlink.secret_file(layout))
+    assert command[3:5] == [str(superlink.secret_file(layout)), str(superlink.lane_folder(layout))]
     assert "--enable-supernode-auth" in command
     assert "--insecure" not in command
     for option, path in (

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from skerry_server.errors import PlatformError
 from skerry_server.store.database import Database
 from skerry_server.store.migrate import upgrade, upgrade_database
-from skerry_server.store.tables import Base, Candidate, Device, Release
+from skerry_server.store.tables import Base, Campaign, CampaignParticipant, CampaignRound, Candidate, Device, Release
 
 
 def test_the_newest_revision_is_what_the_tables_say() -> None:
@@ -75,6 +75,33 @@ def test_devices_with_passwords_are_revoked_and_releases_keep_their_order() -> N
         assert (device.certificate_serial, device.node_public_key, device.certificate_not_after_ms) == ("", "", 0)
         assert session.get_one(Release, "digits-2").approved_version == 2
         assert session.get_one(Candidate, "c1").deltas == {}
+
+
+def test_campaigns_that_exist_were_approved_by_whoever_made_them() -> None:
+    database = Database("sqlite://")
+    upgrade_database(database, "0002")
+    with database.engine.begin() as connection:
+        before = sa.MetaData()
+        before.reflect(connection)
+        for table, values in (
+            ("campaigns", {"id": "c1", "created_by": "ada", "created_ms": 7, "state": "running"}),
+            ("campaign_participants", {"campaign_id": "c1", "device_id": "d1", "state": "accepted"}),
+            ("campaign_rounds", {"campaign_id": "c1", "number": 1}),
+        ):
+            row = {column.name: _anything(column) for column in before.tables[table].columns} | values
+            connection.execute(before.tables[table].insert().values(row))
+    upgrade_database(database)
+    with database.reading() as session:
+        campaign = session.get_one(Campaign, "c1")
+        assert (campaign.state, campaign.approved_by, campaign.approved_ms, campaign.paused_from) == (
+            "running", "ada", 7, "",
+        )  # fmt: skip
+        participant = session.get_one(CampaignParticipant, ("c1", "d1"))
+        assert (participant.state, participant.rounds, participant.utility, participant.conditions) == (
+            "accepted", 0, -1.0, {},
+        )  # fmt: skip
+        committed = session.get_one(CampaignRound, ("c1", 1))
+        assert (committed.strategy_sha256, committed.privacy, committed.failures) == ("", {}, {})
 
 
 def _anything(column: sa.Column[Any]) -> object:

@@ -1,4 +1,4 @@
-"""``skerry task``, ``skerry train``, ``skerry job`` and ``skerry campaign``."""
+"""``skerry task``, ``skerry train`` and ``skerry job``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import typer
 
 from skerry_server.cli.command import (
     Limit,
-    Reason,
     Settings,
     Shell,
     Timeout,
@@ -19,16 +18,14 @@ from skerry_server.cli.command import (
     parse_settings,
 )
 from skerry_server.cli.commands.releases import CANDIDATE_DETAILS, wait_for_gates
-from skerry_server.cli.output import Document, Fields, age, moment, number, pairs, percent
+from skerry_server.cli.output import Document, Fields, age, moment, number, pairs
 from skerry_server.cli.waiting import FailedError, wait_for
 
 task = group("task", help="Tasks: what can be learned.")
 train = group("train", help="Central training.")
 job = group("job", help="Jobs: work in processes of their own.")
-campaign = group("campaign", help="Campaigns: federated training on the devices.")
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task, as `skerry task list` shows it.")]
-CampaignId = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Identifier of the campaign.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job.")]
 
 _TASK: Fields = {
@@ -50,27 +47,6 @@ _JOB_DETAILS: Fields = {
     "finished": lambda row: moment(row["finished_ms"]),
     "result": lambda row: pairs(row["result"]),
     "error": lambda row: row["error"],
-}
-_CAMPAIGN: Fields = {
-    "campaign": lambda row: row["id"],
-    "task": lambda row: row["task"],
-    "strategy": lambda row: row["strategy"],
-    "state": lambda row: row["state"],
-    "rounds": lambda row: f"{len(row['rounds'])}/{row['rounds_planned']}",
-    "accuracy": lambda row: percent(row["rounds"][-1]["accuracy"]) if row["rounds"] else "",
-    "started": lambda row: age(row["created_ms"]),
-}
-_CAMPAIGN_DETAILS: Fields = {
-    **_CAMPAIGN,
-    "detail": lambda row: row["detail"],
-    "base": lambda row: row["base_release"],
-    "cohort": lambda row: row["cohort_id"],
-    "settings": lambda row: pairs(row["settings"]),
-    "accuracy by round": lambda row: "  ".join(percent(each["accuracy"]) for each in row["rounds"]),
-    "devices": lambda row: "  ".join(f"{each['device_id']}: {each['state']}" for each in row["participants"]),
-    "candidate": lambda row: row["candidate_id"],
-    "incident": lambda row: row["incident_id"],
-    "started by": lambda row: row["created_by"],
 }
 
 
@@ -120,54 +96,6 @@ def show_job(shell: Shell, job_id: JobId, wait: Wait = False, timeout: Timeout =
     shell.out.details(document, _JOB_DETAILS)
 
 
-@command(campaign, "list", example="skerry campaign list --task digits")
-def list_campaigns(
-    shell: Shell,
-    limit: Limit = 50,
-    task: Annotated[str, typer.Option("--task", help="Only this task.")] = "",
-    state: Annotated[str, typer.Option("--state", help="Only this state.")] = "",
-) -> None:
-    """List campaigns, newest first."""
-    rows = shell.api.items("campaigns", limit=limit, **given(task=task, state=state))
-    shell.out.rows(rows, _CAMPAIGN, empty="no campaigns")
-
-
-@command(campaign, "show", example="skerry campaign show campaign-3f9c --wait")
-def show_campaign(shell: Shell, campaign_id: CampaignId, wait: Wait = False, timeout: Timeout = 1800) -> None:
-    """Show a campaign with its rounds and devices."""
-    if wait:
-        _finish_campaign(shell, campaign_id, timeout)
-    else:
-        shell.out.details(shell.api.get("campaigns", campaign_id), _CAMPAIGN_DETAILS)
-
-
-@command(campaign, "start", example="skerry campaign start digits --strategy fedprox --set rounds=5 --wait")
-def start_campaign(
-    shell: Shell,
-    task: TaskName,
-    cohort: Annotated[str, typer.Option("--cohort", help="Devices that train, by name or identifier.")] = "all",
-    strategy: Annotated[str, typer.Option("--strategy", help="fedavg or fedprox.")] = "fedavg",
-    settings: Settings = None,
-    wait: Wait = False,
-    timeout: Timeout = 1800,
-) -> None:
-    """Train on the devices of a cohort."""
-    body = {"task": task, "cohort_id": cohort, "strategy": strategy, "settings": parse_settings(settings)}
-    document = shell.api.post("campaigns", body=body)
-    if not wait:
-        shell.out.details(document, _CAMPAIGN_DETAILS)
-        return
-    shell.out.errors.print(f"{document['id']} started", markup=False)
-    _finish_campaign(shell, document["id"], timeout)
-
-
-@command(campaign, "abort", example="skerry campaign abort campaign-3f9c --reason 'wrong cohort'")
-def abort_campaign(shell: Shell, campaign_id: CampaignId, reason: Reason) -> None:
-    """Abort a campaign; its committed rounds are kept."""
-    document = shell.api.post("campaigns", campaign_id, "abort", body={"reason": reason})
-    shell.out.details(document, _CAMPAIGN_DETAILS)
-
-
 def _wait_for_job(shell: Shell, job_id: str, timeout: float) -> Document:
     done = wait_for(
         lambda: shell.api.get("jobs", job_id),
@@ -180,25 +108,3 @@ def _wait_for_job(shell: Shell, job_id: str, timeout: float) -> Document:
     if done["state"] == "failed":
         raise FailedError(f"{job_id} failed: {done['error']}")
     return done
-
-
-def _finish_campaign(shell: Shell, campaign_id: str, timeout: float) -> None:
-    done = wait_for(
-        lambda: shell.api.get("campaigns", campaign_id),
-        ended=lambda row: bool(row["finished"]),
-        describe=_describe_campaign,
-        what=campaign_id,
-        timeout_s=timeout,
-        out=shell.out,
-    )
-    shell.out.details(done, _CAMPAIGN_DETAILS)
-    if not done["succeeded"]:
-        raise FailedError(f"{campaign_id} is {done['state']}: {done['detail']}")
-
-
-def _describe_campaign(row: Document) -> str:
-    said = f"{row['id']}: {row['state']}, {len(row['rounds'])} of {row['rounds_planned']} rounds"
-    if not row["rounds"]:
-        return f"{said}, {row['detail']}" if row["detail"] else said
-    newest = row["rounds"][-1]
-    return f"{said}, {newest['accepted']} devices, accuracy {percent(newest['accuracy'])}"

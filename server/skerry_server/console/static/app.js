@@ -5,6 +5,7 @@ import { Api } from "./api.js";
 import { flash } from "./dom.js";
 import { renderAccuracy } from "./panels/accuracy.js";
 import { renderAudit } from "./panels/audit.js";
+import { renderCampaign } from "./panels/campaign.js";
 import { renderDrift } from "./panels/drift.js";
 import { renderFleet } from "./panels/fleet.js";
 import { renderIncidents } from "./panels/incidents.js";
@@ -26,6 +27,7 @@ const PANELS = [
   [renderFleet, ["devices", "summary"]],
   [renderDrift, ["drift", "tasks"]],
   [renderAccuracy, ["campaigns", "releases", "tasks"]],
+  [renderCampaign, ["campaign", "summary", "tasks"]],
   [renderIncidents, ["incidents", "summary"]],
   [renderRollout, ["rollouts", "summary"]],
   [renderReleases, ["releases", "champions"]],
@@ -163,6 +165,14 @@ async function decide(path, topic, question) {
   session.store.changed([topic, "audit"]);
 }
 
+/** What a person may do about a campaign: title, what happens, whether a reason is needed. */
+const CAMPAIGN_VERBS = {
+  approve: ["Approve the campaign", "devices are invited, and it trains until its candidate is judged.", "Approve", false],
+  pause: ["Pause the campaign", "nothing is asked of devices until it is resumed; what was done stays.", "Pause", true],
+  resume: ["Resume the campaign", "it goes on where it was paused.", "Resume", false],
+  abort: ["Abort the campaign", "its rounds are kept, no candidate is made.", "Abort", true],
+};
+
 const ACTIONS = {
   "sign-out": () => signOut(),
   cancel: () => $("decision").close(""),
@@ -170,6 +180,10 @@ const ACTIONS = {
   approve: ({ id }) => decide(`incidents/${encodeURIComponent(id)}/approve`, "incidents", ["Approve the cure", `${id}: a federated campaign starts; its model is released by canary.`, "Approve"]),
   dismiss: ({ id }) => decide(`incidents/${encodeURIComponent(id)}/dismiss`, "incidents", ["Dismiss the incident", `${id}: nothing is done; its devices stay silent about it for a day.`, "Dismiss"]),
   "abort-rollout": ({ id }) => decide(`rollouts/${encodeURIComponent(id)}/abort`, "rollouts", ["Abort the rollout", `${id}: devices that have the release already go back.`, "Abort", true]),
+  campaign: ({ id, verb }) => {
+    const [title, text, yes, needed] = CAMPAIGN_VERBS[verb];
+    return decide(`campaigns/${encodeURIComponent(id)}/${verb}`, "campaigns", [title, `${id}: ${text}`, yes, needed]);
+  },
   verify: async () => {
     session.store.data.verification = await session.api.get("audit/verify");
     draw(new Set(["audit"]));

@@ -20,6 +20,18 @@ export function latency(us) {
   return us < 1000 ? `${Math.round(us)} µs` : `${(us / 1000).toFixed(us < 10_000 ? 2 : 1)} ms`;
 }
 
+/** 1536000 -> 1.5 MB */
+export function bytes(size) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  let value = size;
+  while (value >= 1000 && unit < units.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  return `${unit === 0 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+}
+
 /** How long ago, in one unit. */
 export function age(atMs, nowMs) {
   if (!atMs) return "never";

@@ -9,6 +9,16 @@ const RESOURCES = {
   devices: { topics: ["devices"], read: async (api) => (await api.get("devices?page_size=500&revoked=false")).items },
   rollouts: { topics: ["rollouts"], read: async (api) => (await api.get("rollouts?page_size=5")).items },
   campaigns: { topics: ["campaigns"], read: async (api) => (await api.get("campaigns?page_size=30")).items },
+  campaign: {
+    topics: ["campaigns"],
+    read: async (api, data) => {
+      const task = chosenTask(data);
+      const filter = task ? `&task=${encodeURIComponent(task)}` : "";
+      const rows = (await api.get(`campaigns?page_size=5${filter}`)).items;
+      const row = rows.find((each) => !each.finished) ?? rows[0];
+      return row ? api.get(`campaigns/${encodeURIComponent(row.id)}`) : null;
+    },
+  },
   incidents: { topics: ["incidents"], read: async (api) => (await api.get("incidents?page_size=20")).items },
   releases: { topics: ["releases", "champions"], read: async (api) => (await api.get("releases?page_size=20")).items },
   champions: { topics: ["champions"], read: async (api) => (await api.get("champions?page_size=20")).items },
@@ -50,7 +60,7 @@ export class Store {
   async load() {
     await this.#read(["summary"]);
     await this.#read(["tasks", "devices", "rollouts", "campaigns", "incidents", "releases", "champions", "jobs", "audit"]);
-    await this.#read(["drift"]);
+    await this.#read(["drift", "campaign"]);
   }
 
   /** These topics changed: read what depends on them, soon, once. */
@@ -71,6 +81,7 @@ export class Store {
   choose(task) {
     this.data.task = task;
     this.#stale.add("drift");
+    this.#stale.add("campaign");
     this.#onChange(this.data, this.data, new Set(["tasks"]));
     void this.#drain();
   }

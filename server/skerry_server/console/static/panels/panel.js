@@ -25,7 +25,7 @@ const MOODS = {
     "need", "downloading", "verifying", "staging", "proving", "activating", "probation", "running", "canary", "fleet", "instructed",
     "recruiting", "gating", "training", "gated", "approved",
   ],
-  warn: ["queued", "pending", "built", "suspect", "warn", "act", "detected", "confirmed", "proposed", "rolling_back"],
+  warn: ["queued", "pending", "built", "suspect", "warn", "act", "detected", "confirmed", "proposed", "rolling_back", "draft", "paused"],
   bad: [
     "rolled_back", "quarantined", "failed", "rejected", "critical", "drift", "data_quality", "breaker_open",
   ],

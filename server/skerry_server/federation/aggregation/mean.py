@@ -15,6 +15,11 @@ import numpy.typing as npt
 
 from skerry_contract.tensors import Array
 
+#: Elements of one BLAS call: its counts are 32-bit integers.
+_ELEMENTS = 1 << 30
+#: Elements of a type without an axpy that are converted at a time.
+_CONVERTED = 1 << 18
+
 
 @functools.cache
 def _axpys() -> dict[str, Any]:
@@ -63,10 +68,13 @@ class StreamingMean:
         for name, total in self._sums.items():
             flat = np.ascontiguousarray(state[name]).reshape(-1)
             axpy = self._axpys.get(total.dtype.name) if flat.dtype == total.dtype else None
-            if axpy is not None and flat.size:
-                axpy(flat, total, a=scale)
-            else:
-                total += scale * flat.astype(np.float64)
+            for start in range(0, total.size, _ELEMENTS if axpy else _CONVERTED):
+                if axpy is not None:
+                    part = slice(start, start + _ELEMENTS)
+                    axpy(flat[part], total[part], a=scale)
+                else:
+                    part = slice(start, start + _CONVERTED)
+                    total[part] += scale * flat[part].astype(np.float64)
         self._weight += weight
 
     def result(self) -> dict[str, Array]:
