@@ -28,8 +28,8 @@ from skerry_contract.topics import DeviceTopic, bulk_topic, device_bulk_topic, d
 from skerry_contract.v1.delivery_pb2 import ChunkRequest
 
 RECEIVE_MAXIMUM = 8
+#: Two chunks and what surrounds them: as much as the broker has in flight for one client.
 BUFFER_BYTES = 1 << 18
-HEAD_BYTES = 16
 #: What of a serialized Chunk surrounds its data, at least, on either side.
 AROUND_BYTES = 64
 #: What the kernel buffers for a connection (bytes; Linux doubles it).
@@ -126,7 +126,6 @@ class Subscriber:
     pacer: RequestPacer
     buffer: bytearray = field(default_factory=lambda: bytearray(BUFFER_BYTES))
     filled: int = 0
-    expected: int = 0
     done_at: float = 0.0
     duplicates: int = 0
     lost: int = 0
@@ -239,8 +238,7 @@ class Receivers:
         """Take in what has come."""
         while True:
             try:
-                # To the end of this packet and the head of the next, so that little has to be moved.
-                got = one.data.recv_into(memoryview(one.buffer)[one.filled : one.expected + HEAD_BYTES])
+                got = one.data.recv_into(memoryview(one.buffer)[one.filled :])
             except (BlockingIOError, ssl.SSLWantReadError):
                 return
             if not got:
@@ -252,7 +250,7 @@ class Receivers:
 
     def _packets(self, one: Subscriber) -> None:
         buffer, start, filled = one.buffer, 0, one.filled
-        answers, expected = b"", 0
+        answers = b""
         while filled - start >= 2:
             position, length, shift = start + 1, 0, 0
             while position < filled:
@@ -265,14 +263,12 @@ class Receivers:
             else:
                 break
             if filled - position < length:
-                expected = position + length - start
                 break
             if buffer[start] >> 4 == 3:
                 place = position + 2 + (buffer[position] << 8 | buffer[position + 1])
                 answers += b"\x40\x02" + buffer[place : place + 2]
                 self._chunk(one, place + 3 + buffer[place + 2], position + length)
             start = position + length
-        one.expected = expected
         if start:
             buffer[: filled - start] = buffer[start:filled]
             one.filled = filled - start

@@ -1,5 +1,8 @@
 """Inference graphs: one torch export, two files.
 
+The export depends on the network and not on its parameters, so it is kept (:mod:`skerry_models.export_cache`) and the
+parameters of the next model are put into it; either way both files are held against torch before they are used.
+
 ``infer.onnx`` has folded parameters; ``evaluate.onnx`` takes them as required inputs under their fully qualified
 names, so that a device can judge any set of parameters. Data input "input" float32 [batch, *shape], batch 1 to 64;
 outputs "scores" float32 [batch, classes] and (infer only) "features" float32 [batch, F].
@@ -9,14 +12,18 @@ outputs "scores" float32 [batch, classes] and (infer only) "features" float32 [b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 
 from skerry_contract.tensors import Array
+from skerry_models import export_cache
 from skerry_models.errors import ExportError
 from skerry_models.joint_graph import first_lines, quiet_export
 from skerry_models.onnx_graph import (
@@ -33,6 +40,8 @@ from skerry_models.onnx_graph import (
 from skerry_models.parameters import create_loaded
 from skerry_models.runtime import open_session
 from skerry_models.task import Float32, Task
+
+logger = logging.getLogger(__name__)
 
 INPUT = "input"
 SCORES = "scores"
@@ -90,7 +99,38 @@ def export_inference(task: Task, state: Mapping[str, Array], rows: Float32) -> I
     module = ServingModule(network, task.create_features().eval()).eval()
     if list(module.features.state_dict()):
         raise ExportError(INFER, f"drift features must have no state, found {list(module.features.state_dict())}")
-    unfolded = _export(module, task.input.shape)
+    graphs = _finish_kept(module, task, state, rows)
+    if graphs is not None:
+        return graphs
+    with export_cache.one_at_a_time(task, export_cache.INFERENCE):
+        graphs = _finish_kept(module, task, state, rows)  # somebody else may have made it meanwhile
+        if graphs is None:
+            unfolded = _export(module, task.input.shape)
+            exported = serialise(unfolded)
+            graphs = _finish(module, task, state, rows, unfolded)
+            export_cache.write(task, export_cache.INFERENCE, exported)
+    return graphs
+
+
+def _finish_kept(
+    module: ServingModule, task: Task, state: Mapping[str, Array], rows: Float32
+) -> InferenceGraphs | None:
+    """Both files from the cache; None without an entry that stands the comparison with torch."""
+    kept = export_cache.read(task, export_cache.INFERENCE)
+    if kept is None:
+        return None
+    try:
+        return _finish(module, task, state, rows, _with_parameters(kept[0], state))
+    except Exception as error:
+        # A damaged graph fails wherever it is looked at: in onnx, in the optimiser, in onnxruntime.
+        logger.info("the kept export of %s is not used: %s", task.name, error)
+        return None
+
+
+def _finish(
+    module: ServingModule, task: Task, state: Mapping[str, Array], rows: Float32, unfolded: onnx.ModelProto
+) -> InferenceGraphs:
+    """Both files of an exported graph, which is changed; raises ExportError when one disagrees with torch."""
     infer = onnx.ModelProto()
     infer.CopyFrom(unfolded)
     infer_bytes = _finish_infer(infer)
@@ -99,6 +139,22 @@ def export_inference(task: Task, state: Mapping[str, Array], rows: Float32) -> I
     if not parity <= PARITY_LIMIT:
         raise ExportError(INFER, f"differs from torch by {parity:.2e} of the output, more than {PARITY_LIMIT:.0e}")
     return InferenceGraphs(infer_bytes, evaluate_bytes, parity)
+
+
+def _with_parameters(exported: bytes, state: Mapping[str, Array]) -> onnx.ModelProto:
+    """A kept export with the parameters of ``state``; raises ExportError when they do not fit."""
+    try:
+        model = onnx.load_from_string(exported)
+    except DecodeError as error:
+        raise ExportError(INFER, f"the kept export does not parse: {error}") from error
+    for tensor in model.graph.initializer:
+        if tensor.name not in state:
+            continue
+        array = state[tensor.name]
+        if tuple(tensor.dims) != array.shape or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) != tensor.data_type:
+            raise ExportError(INFER, f"parameter {tensor.name} of the kept export has another shape or type")
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return model
 
 
 def _export(module: ServingModule, shape: tuple[int, ...]) -> onnx.ModelProto:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from skerry_contract.tensors import Array
 from skerry_contract.v1.release_pb2 import GoldenStep, TrainStepSpec
-from skerry_models import step_cache
+from skerry_models import export_cache
 from skerry_models.errors import BundleError, ExportError, ParameterError
 from skerry_models.task import Dataset, Task
 from skerry_models.train_step import export_train_step, golden_step
@@ -50,26 +50,39 @@ def train_step_for(
     Raises:
         ExportError: The network has no training step.
     """
-    for name, step in _known(task, kept):
+    known = [("the parent release", kept)] if kept is not None else []
+    found = _first_that_fits(task, state, rows, [*known, *_cached(task)])
+    if found is not None:
+        return found
+    with export_cache.one_at_a_time(task, export_cache.TRAIN_STEP):
+        found = _first_that_fits(task, state, rows, _cached(task))  # somebody else may have made it meanwhile
+        if found is not None:
+            return found
+        model, spec = export_train_step(task)
+        golden = golden_step(task, state, model, spec, rows)
+        export_cache.write(task, export_cache.TRAIN_STEP, model, spec.SerializeToString(deterministic=True))
+    return TrainStep(model, spec), golden
+
+
+def _first_that_fits(
+    task: Task, state: Mapping[str, Array], rows: Dataset, known: Iterable[tuple[str, TrainStep]]
+) -> tuple[TrainStep, GoldenStep] | None:
+    for name, step in known:
         try:
             _check_interface(task, state, step.spec)
             return step, golden_step(task, state, step.model, step.spec, rows)
         except (BundleError, ExportError, ParameterError) as error:
             logger.info("the training step of %s is not kept: %s", name, error)
-    model, spec = export_train_step(task)
-    golden = golden_step(task, state, model, spec, rows)
-    step_cache.write(task, model, spec.SerializeToString(deterministic=True))
-    return TrainStep(model, spec), golden
+    return None
 
 
-def _known(task: Task, kept: TrainStep | None) -> Iterator[tuple[str, TrainStep]]:
-    """Steps that may do, with where they come from."""
-    if kept is not None:
-        yield "the parent release", kept
-    found = step_cache.read(task)
-    if found is not None:
-        with contextlib.suppress(DecodeError):
-            yield "an earlier export", TrainStep(found[0], TrainStepSpec.FromString(found[1]))
+def _cached(task: Task) -> list[tuple[str, TrainStep]]:
+    """The step of this machine's cache, with where it comes from; nothing without one."""
+    found = export_cache.read(task, export_cache.TRAIN_STEP)
+    with contextlib.suppress(DecodeError):
+        if found is not None:
+            return [("an earlier export", TrainStep(found[0], TrainStepSpec.FromString(found[1])))]
+    return []
 
 
 def _check_interface(task: Task, state: Mapping[str, Array], spec: TrainStepSpec) -> None:

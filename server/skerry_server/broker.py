@@ -59,7 +59,7 @@ PROGRAM_VARIABLE = "SKERRY_MOSQUITTO"
 QUEUED_BYTES = 4 << 20
 #: Bytes of messages that one client has not acknowledged: two chunks. The broker keeps a copy of each for each client,
 #: where messages that wait are kept once for all.
-INFLIGHT_BYTES = 128 << 10
+INFLIGHT_BYTES = 256 << 10
 #: Where the plain listener is, whatever else is configured.
 LOOPBACK = "127.0.0.1"
 #: The user of the control plane itself.

@@ -117,7 +117,7 @@ class _Delivery:
     def __init__(self, file: FileKey, count: int, now: float) -> None:
         self.file = file
         self.receivers: dict[str, Receiver] = {}
-        self._count = count
+        self.count = count
         self._broadcasts = Broadcasts(count)
         self._journey = Journey()
         self._lacking = np.zeros(count, dtype=np.int32)  # devices that share the need of each chunk
@@ -179,7 +179,7 @@ class _Delivery:
         if not self._passing and self._settled(now):
             many = self._many()
             self._passing, self._position = bool(many.any()), 0
-            self._few = bitmap(np.flatnonzero(~many & (self._lacking > 0)), self._count)
+            self._few = bitmap(np.flatnonzero(~many & (self._lacking > 0)), self.count)
         self._turn = not self._turn
         if self._turn:
             return self._alone(now, alone) or self._broadcast(now)
@@ -192,9 +192,9 @@ class _Delivery:
 
     def _recount(self, before: int, after: int) -> None:
         if gone := before & ~after:
-            self._lacking[members(gone, self._count)] -= 1
+            self._lacking[members(gone, self.count)] -= 1
         if new := after & ~before:
-            self._lacking[members(new, self._count)] += 1
+            self._lacking[members(new, self.count)] += 1
 
     def _many(self) -> npt.NDArray[np.bool_]:
         """Of each chunk, whether so many lack it that it is broadcast."""
@@ -313,6 +313,11 @@ class Carousel:
                 sends.append(send)
                 alone += send.device_id is not None
         return sends
+
+    def count_of(self, file: FileKey) -> int | None:
+        """Chunks of a file that is being delivered; None of any other."""
+        delivery = self._deliveries.get(file)
+        return None if delivery is None else delivery.count
 
     def drop(self, file: FileKey) -> list[str]:
         """Forget a file; returns the devices that were waiting for it."""

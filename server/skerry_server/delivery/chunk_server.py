@@ -190,7 +190,9 @@ class ChunkServer:
             except queue.Empty:
                 return
             try:
-                count = chunk_count(self._artifacts.size(file.sha256_hex), file.chunk_bytes)
+                count = self._carousel.count_of(file) or chunk_count(
+                    self._artifacts.size(file.sha256_hex), file.chunk_bytes
+                )
                 if count != request.count:
                     raise WireError("request.chunk_count", expected=str(count), got=request.count)
                 self._carousel.want(file, request, self._monotonic())

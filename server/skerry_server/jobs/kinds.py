@@ -88,6 +88,7 @@ class JobKind:
 
 #: Every kind by its name; a program that adds one does it before it starts a runner or a worker.
 KINDS: dict[str, JobKind] = {
+    "exports": JobKind("skerry_server.training.export_job:run"),
     "train": JobKind("skerry_server.training.train_job:run"),
     "candidate": JobKind(
         "skerry_server.releases.candidate_job:run", on_failure="skerry_server.releases.candidate_job:on_failure"

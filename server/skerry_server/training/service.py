@@ -46,6 +46,8 @@ def start_training(session: Session, *, task: str, settings: Mapping[str, object
             "parent_release": start.parent_release,
         },
     )
+    # Once per task and control plane: what does not depend on the parameters is made while they are trained.
+    queue.enqueue(session, "exports", {"task": task}, job_id=f"job-exports-{task}")
     ledger.append(session, actor=actor, action="training.start", subject=job.id, detail=dict(job.payload))
     return job
 

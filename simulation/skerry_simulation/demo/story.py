@@ -60,8 +60,8 @@ class Story:
         """Every phase; raises StepError with what was seen last if one does not get there."""
         phases: list[tuple[str, str, Callable[[], None]]] = [
             ("start", "control plane: broker, store, SuperLink, API, controllers", self.start),
+            ("enrol", f"{self.settings.devices} devices, while the first model is trained", self.enrol),
             ("train", "a first model from the server's own data", self.train),
-            ("enrol", f"{self.settings.devices} devices, each with its own data", self.enrol),
             ("rollout", "the first release: canary, then all", lambda: self.roll_out("v1")),
             ("serve", "applications ask, truth comes back, drift windows are reported", self.serve),
             ("federate", "federated rounds on what the devices hold", self.federate),
@@ -87,18 +87,9 @@ class Story:
         self.store = StoreReader(self.settings.server_folder / "skerry.sqlite")
         self.progress.say(f"console at {self.client.url}, token in {self.settings.server_folder / 'admin-token'}")
 
-    def train(self) -> None:
-        """Central training, export, quantisation, gates, signature."""
-        job = self.client.post(
-            "/v1/trainings",
-            {"task": self.task.name, "settings": {}},
-            existing=lambda: self._first("/v1/jobs", lambda row: row["kind"] == "train"),
-        )
-        done = self._wait_job(job["id"], "central training", seconds=600)
-        self._publish("v1", done["result"]["candidate_id"])
-
     def enrol(self) -> None:
-        """Every device enrols and connects."""
+        """Central training starts; every device enrols and connects meanwhile."""
+        self._start_training()
         names = self.task.client_names()
         if self.settings.devices > len(names):
             raise StepError("enrolling", f"task {self.task.name} has data for {len(names)} devices")
@@ -117,6 +108,11 @@ class Story:
             lambda: sum(bool(row["online"]) for row in self.client.items("/v1/devices")) == len(self.devices),
             seconds=120,
         )
+
+    def train(self) -> None:
+        """Central training, export, quantisation, gates, signature."""
+        done = self._wait_job(self._start_training()["id"], "central training", seconds=600)
+        self._publish("v1", done["result"]["candidate_id"])
 
     def roll_out(self, name: str) -> None:
         """Canary, then all."""
@@ -267,6 +263,17 @@ class Story:
             self.result.accuracy[name] = round(self.result.accuracy[name], 4)
 
     # What phases share
+
+    def _start_training(self) -> Document:
+        """The one training of the demo, started if it is not yet."""
+        found = self._first("/v1/jobs", lambda row: row["kind"] == "train")
+        if found is not None:
+            return found
+        return self.client.post(
+            "/v1/trainings",
+            {"task": self.task.name, "settings": {}},
+            existing=lambda: self._first("/v1/jobs", lambda row: row["kind"] == "train"),
+        )
 
     def _publish(self, name: str, candidate_id: str) -> None:
         candidate = self.client.wait_for(

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from skerry_models import step_cache
+from skerry_models import export_cache
 from skerry_models.cache import FOLDER_VARIABLE
 from skerry_models.kept_step import TrainStep, train_step_for
 from skerry_models.parameters import State, initial_parameters
@@ -38,7 +38,7 @@ def rows(task: Task) -> Dataset:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for every test."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    return step_cache.step_folder()
+    return export_cache.export_folder()
 
 
 def state_of(task: Task) -> State:
@@ -93,8 +93,8 @@ def test_a_wrong_step_is_exported_anew(task: Task, exported: TrainStep, rows: Da
 
 def test_an_export_is_there_the_next_time(task: Task, exported: TrainStep, rows: Dataset, cache: Path) -> None:
     train_step_for(task, state_of(task), rows, None)
-    assert [path.name for path in cache.iterdir()] == [step_cache.entry_name(task)]
-    found = step_cache.read(task)
+    assert [path.name for path in cache.iterdir()] == [export_cache.entry_name(task, export_cache.TRAIN_STEP)]
+    found = export_cache.read(task, export_cache.TRAIN_STEP)
     assert found is not None
     assert found[0] == exported.model
     again, _ = train_step_for(task, state_of(task), rows, None)
@@ -106,20 +106,20 @@ def test_a_wrong_entry_is_exported_anew_and_replaced(
     task: Task, exported: TrainStep, rows: Dataset, spoil: Callable[[TrainStep], TrainStep]
 ) -> None:
     wrong = spoil(exported)
-    step_cache.write(task, wrong.model, wrong.spec.SerializeToString())
+    export_cache.write(task, export_cache.TRAIN_STEP, wrong.model, wrong.spec.SerializeToString())
     made, _ = train_step_for(task, state_of(task), rows, None)
     assert made.model == exported.model
-    found = step_cache.read(task)
+    found = export_cache.read(task, export_cache.TRAIN_STEP)
     assert found is not None
     assert found[0] == exported.model
 
 
 @pytest.mark.parametrize("size", [0, 7, 39, 40, 1000])
 def test_a_damaged_entry_is_no_entry(task: Task, cache: Path, size: int) -> None:
-    step_cache.write(task, b"model" * 300, b"spec")
+    export_cache.write(task, export_cache.TRAIN_STEP, b"model" * 300, b"spec")
     (entry,) = cache.iterdir()
     entry.write_bytes(entry.read_bytes()[:size])
-    assert step_cache.read(task) is None
+    assert export_cache.read(task, export_cache.TRAIN_STEP) is None
 
 
 def test_a_cache_that_cannot_be_written_is_an_empty_one(
@@ -127,19 +127,19 @@ def test_a_cache_that_cannot_be_written_is_an_empty_one(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "file"))
-    step_cache.write(task, b"model", b"spec")
-    assert step_cache.read(task) is None
+    export_cache.write(task, export_cache.TRAIN_STEP, b"model", b"spec")
+    assert export_cache.read(task, export_cache.TRAIN_STEP) is None
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_the_oldest_entries_go(task: Task, cache: Path) -> None:
     cache.mkdir(parents=True)
-    for number in range(step_cache.ENTRIES + 3):
+    for number in range(export_cache.ENTRIES + 3):
         path = cache / f"{number:02d}"
         path.write_bytes(b"x")
         os.utime(path, (number, number))
-    step_cache.write(task, b"model", b"spec")
+    export_cache.write(task, export_cache.TRAIN_STEP, b"model", b"spec")
     left = sorted(path.name for path in cache.iterdir())
-    assert len(left) == step_cache.ENTRIES
-    assert step_cache.entry_name(task) in left
+    assert len(left) == export_cache.ENTRIES
+    assert export_cache.entry_name(task, export_cache.TRAIN_STEP) in left
     assert "03" not in left
