@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,16 +21,8 @@ from skerry_server.store.tables import AuditRow, Campaign, CampaignRound, Candid
 from skerry_server.training.service import start_training
 from skerry_server.training.settings import parse_settings
 from skerry_server.training.trainer import train
-from unit.jobs.support import make_context
 
 TASK = load_task("digits")
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[ServerContext]:
-    made = make_context(tmp_path / "data")
-    yield made
-    made.close()
 
 
 @pytest.mark.timeout(600)  # two starts of a process that imports torch and mlflow

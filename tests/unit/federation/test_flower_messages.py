@@ -20,6 +20,7 @@ from skerry_server.federation.settings import parse_settings
 from skerry_server.federation.updates import UpdateRejectedError, read_update
 
 MODEL: dict[str, Array] = {"w": np.array([[1.0, 2.0]], np.float32), "steps": np.array(3, np.int64)}
+DEFAULTS = CampaignDefaults(rounds=3, local_epochs=1, batch_size=8, learning_rate=0.1, proximal_mu=0.0)
 
 
 def instruction(**more: Any) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def test_the_answer_to_a_stock_server_has_its_weight() -> None:
 @pytest.mark.parametrize("value", ["no colon", "a:", ":b", "a b:c", "a:b;c", "x" * 199 + ":y", 7, "os:system()"])
 def test_a_client_app_is_a_module_and_an_attribute(value: object) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        parse_settings(CampaignDefaults(), {"client_app": value})
+        parse_settings(DEFAULTS, {"client_app": value})
     assert refused.value.field == "settings.client_app"
 
 
@@ -185,6 +186,6 @@ def test_a_client_app_is_a_module_and_an_attribute(value: object) -> None:
     [{"secure_aggregation": True}, {"down_wire": "int8"}, {"privacy": {"mode": "central", "noise_multiplier": 1.0}}],
 )
 def test_guests_do_not_go_with_what_plain_flower_cannot(more: dict[str, Any]) -> None:
-    assert parse_settings(CampaignDefaults(), {"client_app": "lab.client:app"}).client_app == "lab.client:app"
+    assert parse_settings(DEFAULTS, {"client_app": "lab.client:app"}).client_app == "lab.client:app"
     with pytest.raises(InvalidRequestError):
-        parse_settings(CampaignDefaults(), {"client_app": "lab.client:app", **more})
+        parse_settings(DEFAULTS, {"client_app": "lab.client:app", **more})
