@@ -48,7 +48,7 @@ from skerry_models.task import load_task
 from skerry_models.train_step import export_train_step
 from skerry_server.federation.aggregation.jit import available
 from skerry_server.federation.aggregation.mean import StreamingMean
-from skerry_server.federation.fast_codec import CompiledKernels
+from skerry_server.federation.rounds.fast_codec import CompiledKernels
 
 State = Mapping[str, Array]
 Row = dict[str, Any]

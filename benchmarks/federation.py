@@ -157,9 +157,9 @@ def our_superlink(folder: Path) -> Iterator[tuple[SuperLinkAccess, int]]:
 
 def ours(folder: Path, size: int, rounds: int, nodes: int, *, processes: int = 0) -> Figures:
     """Rounds of our own; every node in a process of its own unless ``processes`` says how many share them."""
-    from skerry_server.federation.flower import FlowerRun
-    from skerry_server.federation.flower_nodes import FlowerNodes
-    from skerry_server.federation.round_loop import RoundCollector
+    from skerry_server.federation.flower.nodes import FlowerNodes
+    from skerry_server.federation.flower.run import FlowerRun
+    from skerry_server.federation.rounds.round_loop import RoundCollector
 
     with ExitStack() as stack:
         access, pid = stack.enter_context(our_superlink(folder))
@@ -199,8 +199,8 @@ def one_round(collector: Any, model: dict[str, Any], number: int, nodes: int) ->
     """Ask every node and average."""
     from skerry_server.federation.aggregation import StreamingMean
     from skerry_server.federation.exchange import Broadcast
-    from skerry_server.federation.round_loop import RoundRules
-    from skerry_server.federation.updates import read_update
+    from skerry_server.federation.rounds.round_loop import RoundRules
+    from skerry_server.federation.rounds.updates import read_update
 
     mean = StreamingMean(model)
 

@@ -13,7 +13,7 @@ from skerry_server.delivery.chunk_server import ChunkServer
 from skerry_server.delivery.desired import DesiredPublisher
 from skerry_server.delivery.reconnects import fleet_spread_ms
 from skerry_server.federation.controller import CampaignController
-from skerry_server.federation.node_keys import node_keys_controller
+from skerry_server.federation.flower.node_keys import node_keys_controller
 from skerry_server.fleet.reported import DeviceStateListener
 from skerry_server.incidents.controller import IncidentController
 from skerry_server.jobs.runner import JobRunner

@@ -3,12 +3,12 @@
 Since flwr 1.40 the Fleet API (nodes), the Runtime API (server apps) and the Control API (``flwr run``, ``flwr supernode
 register``) are HTTP on one listener. That listener speaks TLS with the certificate of the control plane, and refuses a
 node whose key is not registered. Control and Runtime API have no authentication of their own, so
-:mod:`skerry_server.federation.superlink_process` asks for the operator's secret in front of them: without it a revoked
-device could register itself again.
+:mod:`skerry_server.federation.flower.superlink_process` asks for the operator's secret in front of them: without it a
+revoked device could register itself again.
 
 ``--isolation process``: the SuperLink starts no SuperExec and no process of its own for a run; the campaign job asks
-for its task itself (:mod:`skerry_server.federation.flower`). flwr is not imported here: the process is told everything
-by arguments and environment.
+for its task itself (:mod:`skerry_server.federation.flower.run`). flwr is not imported here: the process is told
+everything by arguments and environment.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def secret_file(layout: ServerLayout) -> Path:
 
 
 def lane_folder(layout: ServerLayout) -> Path:
-    """Where the lane keeps messages and large parameters (:mod:`skerry_server.federation.flower_lane`)."""
+    """Where the lane keeps messages and large parameters (:mod:`skerry_server.federation.flower.lane`)."""
     return layout.superlink / "lane"
 
 
@@ -91,7 +91,7 @@ def command(config: ServerConfig, layout: ServerLayout) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "skerry_server.federation.superlink_process",
+        "skerry_server.federation.flower.superlink_process",
         str(secret_file(layout)),
         str(lane_folder(layout)),
         "--ssl-ca-certfile",
@@ -107,7 +107,7 @@ def command(config: ServerConfig, layout: ServerLayout) -> list[str]:
         str(config.superlink_port),
         "--database",
         str(layout.superlink / "state.db"),
-        # A campaign's process is the ServerApp itself (federation/flower.py): the SuperLink starts none.
+        # A campaign's process is the ServerApp itself (federation/flower/run.py): the SuperLink starts none.
         "--isolation",
         "process",
     ]

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from skerry_server.api import campaign_documents as doc
 from skerry_server.federation import campaign_machine as machine
-from skerry_server.federation.eligibility import EXCLUSIONS
-from skerry_server.federation.participation import ACCEPTED, DECLINED, EXCLUDED, INVITED, count_reasons
+from skerry_server.federation.participants.eligibility import EXCLUSIONS
+from skerry_server.federation.participants.participation import ACCEPTED, DECLINED, EXCLUDED, INVITED, count_reasons
 from skerry_server.federation.settings import load_settings
 from skerry_server.store.tables import Campaign, CampaignParticipant, CampaignRound
 

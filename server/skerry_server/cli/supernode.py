@@ -24,12 +24,12 @@ from skerry_server.audit import ledger
 from skerry_server.cli.command import group
 from skerry_server.config import ServerLayout, default_data_dir, load_config
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError, PlatformError
-from skerry_server.federation.node_registry import DEVICE_PREFIX, RegisteredNode, RegistryError
+from skerry_server.federation.flower.node_registry import DEVICE_PREFIX, RegisteredNode, RegistryError
 from skerry_server.store.database import Database
 from skerry_server.superlink import access
 
 if TYPE_CHECKING:
-    from skerry_server.federation.flower_nodes import FlowerNodes
+    from skerry_server.federation.flower.nodes import FlowerNodes
 
 #: Largest public key file (bytes).
 KEY_BYTES = 8192
@@ -116,7 +116,7 @@ def _layout(data_dir: Path | None) -> ServerLayout:
 
 
 def _nodes(layout: ServerLayout) -> FlowerNodes:
-    from skerry_server.federation.flower_nodes import FlowerNodes  # a second of imports
+    from skerry_server.federation.flower.nodes import FlowerNodes  # a second of imports
 
     return FlowerNodes(access(load_config(layout), layout))
 

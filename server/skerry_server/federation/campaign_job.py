@@ -23,24 +23,24 @@ from skerry_models.task import CENTRAL, HOLDOUT
 from skerry_server import superlink
 from skerry_server.context import ServerContext
 from skerry_server.errors import ConflictError, RequestError
-from skerry_server.federation import participation
 from skerry_server.federation.campaign_machine import PAUSED, RUNNING
-from skerry_server.federation.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Workshop
-from skerry_server.federation.collecting import MakeCollecting
-from skerry_server.federation.deployed import DeployedJudge
 from skerry_server.federation.exchange import Exchange, HasGuests
-from skerry_server.federation.holdout import Evaluate, OnnxHoldout, evaluate_graph, torch_holdout
-from skerry_server.federation.journal import CampaignJournal, RoundRecord
-from skerry_server.federation.patience import Patience
-from skerry_server.federation.phases import PhaseOverrunError
+from skerry_server.federation.participants import participation
 from skerry_server.federation.privacy import PrivacyBudgetError
-from skerry_server.federation.privacy_seam import RoundPrivacy
-from skerry_server.federation.round_loop import Resolve, RoundFailedError
-from skerry_server.federation.secure_collecting import SecureCollecting
+from skerry_server.federation.rounds.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Workshop
+from skerry_server.federation.rounds.collecting import MakeCollecting
+from skerry_server.federation.rounds.deployed import DeployedJudge
+from skerry_server.federation.rounds.holdout import Evaluate, OnnxHoldout, evaluate_graph, torch_holdout
+from skerry_server.federation.rounds.journal import CampaignJournal, RoundRecord
+from skerry_server.federation.rounds.patience import Patience
+from skerry_server.federation.rounds.phases import PhaseOverrunError
+from skerry_server.federation.rounds.round_loop import Resolve, RoundFailedError
+from skerry_server.federation.rounds.round_privacy import RoundPrivacy
+from skerry_server.federation.rounds.secure_collecting import SecureCollecting
+from skerry_server.federation.rounds.tracking import CampaignTracker
 from skerry_server.federation.service import job_id
 from skerry_server.federation.settings import load_settings
 from skerry_server.federation.strategies import create_strategy
-from skerry_server.federation.tracking import CampaignTracker
 from skerry_server.jobs.kinds import JobContext
 from skerry_server.releases.service import get_release, release_parameters
 from skerry_server.store.tables import Campaign, CampaignParticipant, Device, Incident
@@ -72,7 +72,7 @@ def run(job: JobContext) -> dict[str, Any]:
 
 
 def _run(job: JobContext) -> dict[str, Any]:
-    from skerry_server.federation.flower import NO_CLIENT_APP, FlowerRun
+    from skerry_server.federation.flower.run import NO_CLIENT_APP, FlowerRun
 
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line per request, twenty requests a second

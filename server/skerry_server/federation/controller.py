@@ -21,9 +21,10 @@ from skerry_contract.v1.telemetry_pb2 import CampaignInvitation, Command
 from skerry_server import ports
 from skerry_server.clock import now_ms
 from skerry_server.context import ServerContext
-from skerry_server.federation import campaign_machine, recruiting, service
-from skerry_server.federation.eligibility import Conditions, parse_rules
-from skerry_server.federation.participation import EXCLUDED, INVITED
+from skerry_server.federation import campaign_machine, service
+from skerry_server.federation.participants import recruiting
+from skerry_server.federation.participants.eligibility import Conditions, parse_rules
+from skerry_server.federation.participants.participation import EXCLUDED, INVITED
 from skerry_server.federation.service import job_id
 from skerry_server.federation.settings import CampaignSettings, load_settings
 from skerry_server.fleet.service import cohort_device_ids

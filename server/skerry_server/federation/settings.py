@@ -2,7 +2,7 @@
 
 Numbers stand in :data:`BOUNDS`, words in :data:`CHOICES`, switches in :data:`FLAGS`; the three documents are checked by
 their owners: ``privacy`` by :mod:`skerry_server.federation.privacy.settings`, ``eligibility`` by
-:mod:`skerry_server.federation.eligibility`, ``strategy_settings`` by
+:mod:`skerry_server.federation.participants.eligibility`, ``strategy_settings`` by
 :mod:`skerry_server.federation.strategies.settings`. A document that an earlier version stored loads: what it does not
 have takes its default.
 """
@@ -18,7 +18,7 @@ from typing import Any, Final
 from skerry_contract.update_codec import WIRES
 from skerry_models.task import CampaignDefaults
 from skerry_server.errors import InvalidRequestError
-from skerry_server.federation.eligibility import parse_rules
+from skerry_server.federation.participants.eligibility import parse_rules
 from skerry_server.federation.privacy.settings import check_compatible, parse_privacy
 from skerry_server.federation.strategies.settings import check_strategy_settings
 
@@ -60,7 +60,7 @@ class CampaignSettings:
         fairness: Weight of "was selected least often" against utility, 0 to 1.
         participation_cap: Most rounds of the campaign that one device's update counts in, 0 to 1000; 0: no cap.
         rest_minutes: How long after an update that counted, in any campaign, a device is left in peace, 0 to 43,200.
-        eligibility: See :class:`skerry_server.federation.eligibility.EligibilityRules`.
+        eligibility: See :class:`skerry_server.federation.participants.eligibility.EligibilityRules`.
         early_stopping_rounds: Rounds without improvement after which a campaign ends early, 0 to 1000; 0: never.
         judge_every: Every how many rounds the model is judged in the forms that devices run, 0 to 1000; 0: at the end.
         norm_bound: Updates whose L2 norm is above this many times the round's median are rejected, 0 or 1 to 1000;

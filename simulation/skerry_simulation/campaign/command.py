@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from skerry_server.federation.journal import RoundRecord
-from skerry_server.federation.round_loop import RoundFailedError
+from skerry_server.federation.rounds.journal import RoundRecord
+from skerry_server.federation.rounds.round_loop import RoundFailedError
 from skerry_simulation.campaign.report import write_report
 from skerry_simulation.campaign.run import SimulationResult, run_scenario
 from skerry_simulation.errors import StepError

@@ -14,10 +14,10 @@ from skerry_models.evaluation import evaluate_parameters
 from skerry_models.parameters import State, encode_state, initial_parameters
 from skerry_models.task import Task, load_task
 from skerry_server.clock import now_ms
-from skerry_server.federation.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Holdout, Workshop
 from skerry_server.federation.exchange import Exchange
-from skerry_server.federation.journal import CampaignJournal, RoundRecord
-from skerry_server.federation.privacy_seam import RoundPrivacy
+from skerry_server.federation.rounds.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Holdout, Workshop
+from skerry_server.federation.rounds.journal import CampaignJournal, RoundRecord
+from skerry_server.federation.rounds.round_privacy import RoundPrivacy
 from skerry_server.federation.settings import parse_settings
 from skerry_server.federation.strategies import check_strategy, create_strategy
 from skerry_server.releases.artifacts import ArtifactStore

@@ -24,8 +24,8 @@ from skerry_agent.training.server_clock import ServerClock
 from skerry_contract import lane
 from skerry_contract.campaign import INLINE_BYTES, Scalar
 from skerry_server.federation.exchange import Broadcast, Reply
-from skerry_server.federation.flower import FlowerRun
-from skerry_server.federation.flower_lane_client import LaneClient as CampaignEnd
+from skerry_server.federation.flower.lane_client import LaneClient as CampaignEnd
+from skerry_server.federation.flower.run import FlowerRun
 
 LARGE = bytes(range(256)) * (INLINE_BYTES // 200)
 

@@ -26,7 +26,7 @@ from skerry_agent.training.node_hint import NodeHint
 from skerry_agent.training.server_clock import ServerClock
 from skerry_contract.campaign import EVALUATE, EvaluateInstruction, EvaluateReply, Scalar
 from skerry_server.federation.exchange import Broadcast, Reply
-from skerry_server.federation.flower import FlowerRun
+from skerry_server.federation.flower.run import FlowerRun
 from skerry_server.fleet.authority import CertificateAuthority, utc_now
 from skerry_server.superlink import SECRET_HEADER
 

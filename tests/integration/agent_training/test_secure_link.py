@@ -19,7 +19,7 @@ from skerry_agent.training.node_hint import NodeHint
 from skerry_contract.campaign import Scalar
 from skerry_contract.secure_aggregation import MASKED, SECAGG_KINDS
 from skerry_contract.tensors import encode_bundle
-from skerry_server.federation.flower import FlowerRun
+from skerry_server.federation.flower.run import FlowerRun
 from skerry_server.federation.secure_aggregation.secure_round import SecureRound, SecureRules
 from skerry_server.fleet.authority import CertificateAuthority
 from unit.federation.fakes import Clock

@@ -33,7 +33,7 @@ from skerry_server import superlink
 from skerry_server.clock import now_ms
 from skerry_server.config import ServerConfig, ServerLayout
 from skerry_server.context import ServerContext, open_context
-from skerry_server.federation.flower_nodes import FlowerNodes
+from skerry_server.federation.flower.nodes import FlowerNodes
 from skerry_server.fleet.authority import CertificateAuthority, utc_now
 from skerry_server.store.migrate import upgrade
 from skerry_server.store.tables import CampaignParticipant, Candidate, ChampionEntry, Cohort, Device
@@ -162,10 +162,15 @@ class ChildProcess:
                 self.command, stdout=stream, stderr=stream, env={**os.environ, **self.environment}
             )
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """End it by a signal and wait."""
+    def send(self, number: int) -> None:
+        """Send a signal, if it runs."""
         if self.process is not None:
             self.process.send_signal(number)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End it by a signal and wait."""
+        self.send(number)
+        if self.process is not None:
             self.process.wait(20)
             self.process = None
 
@@ -201,7 +206,9 @@ class SuperLink(ChildProcess):
 class Agent(ChildProcess):
     """The training process of one device, which is enrolled but not registered at the SuperLink."""
 
-    def __init__(self, root: Path, device_id: str, bundle: TrainableBundle, link: SuperLink) -> None:
+    def __init__(
+        self, root: Path, device_id: str, bundle: TrainableBundle, link: SuperLink, *, port: int | None = None
+    ) -> None:
         self.device_id = device_id
         self.layout = AgentLayout(root)
         root.mkdir(parents=True)
@@ -211,7 +218,7 @@ class Agent(ChildProcess):
             broker_port=1,
             broker_data_port=1,
             device_api="https://127.0.0.1:1",
-            superlink_address=f"127.0.0.1:{link.port}",
+            superlink_address=f"127.0.0.1:{port or link.port}",
             release_keys=[bundle.signer.public_key.hex()],
         )
         self.layout.config.write_text(config.to_json())

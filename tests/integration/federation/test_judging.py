@@ -16,8 +16,8 @@ from skerry_models.export import InferenceGraphs, export_inference
 from skerry_models.parameters import initial_parameters
 from skerry_models.quantise import quantise
 from skerry_models.task import CENTRAL, HOLDOUT, Dataset, Task, load_task
-from skerry_server.federation.deployed import ACCURACY, DeployedJudge
-from skerry_server.federation.holdout import OnnxHoldout
+from skerry_server.federation.rounds.deployed import ACCURACY, DeployedJudge
+from skerry_server.federation.rounds.holdout import OnnxHoldout
 
 
 @dataclass

@@ -33,9 +33,9 @@ from skerry_contract.campaign import TRAIN, Scalar, TrainInstruction, TrainReply
 from skerry_contract.tensors import decode_bundle, encode_bundle
 from skerry_server.config import ServerLayout
 from skerry_server.federation.exchange import Broadcast
-from skerry_server.federation.flower import FlowerRun
-from skerry_server.federation.round_loop import RoundCollector, RoundRules
-from skerry_server.federation.updates import read_update
+from skerry_server.federation.flower.run import FlowerRun
+from skerry_server.federation.rounds.round_loop import RoundCollector, RoundRules
+from skerry_server.federation.rounds.updates import read_update
 
 pytestmark = pytest.mark.soak
 

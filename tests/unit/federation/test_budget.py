@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from skerry_server.federation import deployed
-from skerry_server.federation.budget import ending, energy_wh, spent
-from skerry_server.federation.journal import RoundRecord
-from skerry_server.federation.phases import PhaseOverrunError, Phases
-from skerry_server.federation.round_loop import RoundFailedError
+from skerry_server.federation.rounds import deployed
+from skerry_server.federation.rounds.budget import ending, energy_wh, spent
+from skerry_server.federation.rounds.journal import RoundRecord
+from skerry_server.federation.rounds.phases import PhaseOverrunError, Phases
+from skerry_server.federation.rounds.round_loop import RoundFailedError
 from skerry_server.federation.settings import CampaignSettings
 from unit.federation.fakes import Clock
 from unit.federation.world import World, three

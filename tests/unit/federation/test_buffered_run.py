@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from skerry_server.federation.round_loop import RoundFailedError
+from skerry_server.federation.rounds.round_loop import RoundFailedError
 from unit.federation.fakes import FakeDevice
 from unit.federation.world import World
 

@@ -13,8 +13,8 @@ from skerry_server.context import ServerContext
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError
 from skerry_server.federation import campaign_job, campaign_machine, service
 from skerry_server.federation.controller import CampaignController
-from skerry_server.federation.participation import count_reasons
-from skerry_server.federation.patience import Patience
+from skerry_server.federation.participants.participation import count_reasons
+from skerry_server.federation.rounds.patience import Patience
 from skerry_server.federation.service import job_id
 from skerry_server.jobs import job_machine
 from skerry_server.jobs.kinds import JobContext

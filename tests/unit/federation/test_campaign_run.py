@@ -11,11 +11,11 @@ import sqlalchemy as sa
 
 from skerry_contract.campaign import EVALUATE, TRAIN
 from skerry_contract.tensors import decode_bundle, encode_bundle
-from skerry_server.federation.campaign_run import OPENINGS
 from skerry_server.federation.exchange import ExchangeLostError
-from skerry_server.federation.journal import RoundRecord, State
-from skerry_server.federation.round_loop import RoundFailedError
-from skerry_server.federation.updates import Payload, Update
+from skerry_server.federation.rounds.campaign_run import OPENINGS
+from skerry_server.federation.rounds.journal import RoundRecord, State
+from skerry_server.federation.rounds.round_loop import RoundFailedError
+from skerry_server.federation.rounds.updates import Payload, Update
 from skerry_server.store.tables import CampaignRound, CampaignUpdate
 from unit.federation.fakes import FakeDevice
 from unit.federation.world import BASE, KilledError, World, three

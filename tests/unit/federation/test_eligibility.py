@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from skerry_contract.campaign import STAY_OUT
 from skerry_contract.v1.telemetry_pb2 import DeviceConditions
-from skerry_server.federation.eligibility import (
+from skerry_server.federation.participants.eligibility import (
     EXCLUSIONS,
     RULE_BOUNDS,
     Conditions,
@@ -19,7 +19,7 @@ from skerry_server.federation.eligibility import (
     judge_conditions,
     parse_rules,
 )
-from skerry_server.federation.time_windows import Window, minute_of_day
+from skerry_server.federation.participants.time_windows import Window, minute_of_day
 
 HOUR = 3_600_000
 #: 12:00 UTC on some day.

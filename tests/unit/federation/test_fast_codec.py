@@ -8,7 +8,7 @@ import pytest
 from skerry_contract.update_codec import LOSSY, decode_difference, encode_difference
 from skerry_contract.update_layout import BLOCK, Float32
 from skerry_contract.update_quantise import PIECE, Kernels, NumpyKernels, Random16
-from skerry_server.federation.fast_codec import WORTH, CompiledKernels, kernels_for
+from skerry_server.federation.rounds.fast_codec import WORTH, CompiledKernels, kernels_for
 
 
 def bits(kernels: Kernels, x: Float32, carried: Float32 | None, levels: int) -> list[bytes]:

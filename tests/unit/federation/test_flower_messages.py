@@ -15,9 +15,9 @@ from skerry_contract.errors import WireError
 from skerry_contract.tensors import Array, decode_bundle, encode_bundle
 from skerry_models.task import CampaignDefaults
 from skerry_server.errors import InvalidRequestError
-from skerry_server.federation import flower_messages
+from skerry_server.federation.flower import messages as flower_messages
+from skerry_server.federation.rounds.updates import UpdateRejectedError, read_update
 from skerry_server.federation.settings import parse_settings
-from skerry_server.federation.updates import UpdateRejectedError, read_update
 
 MODEL: dict[str, Array] = {"w": np.array([[1.0, 2.0]], np.float32), "steps": np.array(3, np.int64)}
 DEFAULTS = CampaignDefaults(rounds=3, local_epochs=1, batch_size=8, learning_rate=0.1, proximal_mu=0.0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from skerry_server.federation.lane_blobs import UNNAMED_S, BlobError, BlobFolder
-from skerry_server.federation.lane_mailbox import DELIVERIES, PER_NODE, Mailbox, NoMessageError
+from skerry_server.federation.flower.lane_blobs import UNNAMED_S, BlobError, BlobFolder
+from skerry_server.federation.flower.lane_mailbox import DELIVERIES, PER_NODE, Mailbox, NoMessageError
 
 
 class Clock:

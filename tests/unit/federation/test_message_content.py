@@ -10,7 +10,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from skerry_agent.training import flower_node
 from skerry_contract.campaign import INLINE_BYTES, Scalar
-from skerry_server.federation import flower_messages
+from skerry_server.federation.flower import messages as flower_messages
 
 
 def carried(content: RecordDict) -> RecordDict:

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry_server.federation.node_keys import NodeKeysController
-from skerry_server.federation.node_registry import Changes, NodeRegistry, RegisteredNode, RegistryError, plan
+from skerry_server.federation.flower.node_keys import NodeKeysController
+from skerry_server.federation.flower.node_registry import Changes, NodeRegistry, RegisteredNode, RegistryError, plan
 from skerry_server.store import Database
 from skerry_server.store.tables import Base, Device
 

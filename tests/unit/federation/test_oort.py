@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry_server.federation.oort import Record, SelectionRules, select, statistical_utility, utilities
+from skerry_server.federation.participants.oort import Record, SelectionRules, select, statistical_utility, utilities
 
 UNIFORM = SelectionRules(count=3, seed=1)
 OORT = SelectionRules(count=2, seed=1, oort=True, exploration=0.0, slow_penalty=2.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from skerry_server.federation.operator_gate import OperatorGate
+from skerry_server.federation.flower.operator_gate import OperatorGate
 
 SECRET = "s3cret"
 

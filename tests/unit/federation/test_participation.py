@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from skerry_models.task import CampaignDefaults
-from skerry_server.federation import participation
+from skerry_server.federation.participants import participation
 from skerry_server.federation.settings import CampaignSettings, parse_settings
 from skerry_server.store import Database
 from skerry_server.store.tables import Base, Campaign, CampaignParticipant, CampaignRound, CampaignUpdate, Device

@@ -14,7 +14,7 @@ from skerry_contract.clipping import clip_state
 from skerry_contract.secure_aggregation import MASKED
 from skerry_contract.tensors import Array, decode_bundle, encode_bundle
 from skerry_server.federation.privacy import PrivacyPlan
-from skerry_server.federation.privacy_seam import RoundPrivacy
+from skerry_server.federation.rounds.round_privacy import RoundPrivacy
 from skerry_server.federation.secure_aggregation.sums import SecureSum
 from skerry_server.federation.strategies.protocol import Contribution
 from unit.federation.fakes import Clock

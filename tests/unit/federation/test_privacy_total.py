@@ -15,7 +15,7 @@ from skerry_models.evaluation import Evaluation
 from skerry_models.model_card import write_model_card
 from skerry_models.task import load_task
 from skerry_server.federation.privacy import PrivacyPlan, PrivateSum
-from skerry_server.federation.privacy_seam import RoundPrivacy
+from skerry_server.federation.rounds.round_privacy import RoundPrivacy
 from skerry_server.federation.strategies.protocol import Contribution
 
 KEY = bytes(32)

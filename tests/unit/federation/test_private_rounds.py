@@ -16,11 +16,11 @@ from skerry_contract.campaign import EVALUATE, TRAIN
 from skerry_contract.secure_aggregation import MASKED
 from skerry_contract.tensors import Array, encode_bundle
 from skerry_contract.update_codec import difference
-from skerry_server.federation.campaign_run import Holdout
 from skerry_server.federation.exchange import Broadcast, Exchange
-from skerry_server.federation.journal import CampaignJournal
 from skerry_server.federation.privacy import PrivacyBudgetError
-from skerry_server.federation.secure_collecting import SecureCollecting
+from skerry_server.federation.rounds.campaign_run import Holdout
+from skerry_server.federation.rounds.journal import CampaignJournal
+from skerry_server.federation.rounds.secure_collecting import SecureCollecting
 from skerry_server.store.tables import CampaignUpdate
 from unit.agent_training.linear_graphs import numbers
 from unit.federation.secure_rig import SecureDevice, SecureExchange, authority, expected_mean, model

@@ -10,9 +10,9 @@ import pytest
 from skerry_models.task import CampaignDefaults
 from skerry_server.errors import InvalidRequestError
 from skerry_server.federation import campaign_machine as machine
-from skerry_server.federation.journal import RoundRecord
-from skerry_server.federation.recruiting import DeviceFacts, Wanted, exclusion, judge, shortage
-from skerry_server.federation.selection import best_round
+from skerry_server.federation.participants.recruiting import DeviceFacts, Wanted, exclusion, judge, shortage
+from skerry_server.federation.rounds.best_round import best_round
+from skerry_server.federation.rounds.journal import RoundRecord
 from skerry_server.federation.settings import (
     BOUNDS,
     CHOICES,

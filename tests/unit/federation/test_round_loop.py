@@ -12,8 +12,8 @@ import pytest
 from skerry_contract.campaign import TRAIN
 from skerry_contract.tensors import Array, encode_bundle
 from skerry_server.federation.exchange import Broadcast, ExchangeLostError
-from skerry_server.federation.round_loop import Collected, RoundCollector, RoundFailedError, RoundRules
-from skerry_server.federation.updates import read_update
+from skerry_server.federation.rounds.round_loop import Collected, RoundCollector, RoundFailedError, RoundRules
+from skerry_server.federation.rounds.updates import read_update
 from unit.federation.fakes import Clock, FakeDevice, FakeExchange
 
 MODEL: dict[str, Array] = {"w": np.zeros(2, np.float32)}

@@ -12,7 +12,7 @@ import pytest
 from skerry_contract.campaign import TrainReply
 from skerry_contract.tensors import Array, encode_bundle
 from skerry_contract.update_codec import encode_difference
-from skerry_server.federation.updates import (
+from skerry_server.federation.rounds.updates import (
     NormBound,
     UpdateRejectedError,
     distance,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from skerry_contract.campaign import TRAIN, TrainInstruction
-from skerry_server.federation.carried import Carried
-from skerry_server.federation.downlink import DownLink, ModelDifference, settle
-from skerry_server.federation.updates import Payload
+from skerry_server.federation.rounds.carried import Carried
+from skerry_server.federation.rounds.downlink import DownLink, ModelDifference, settle
+from skerry_server.federation.rounds.updates import Payload
 from unit.federation.fakes import FakeDevice
 from unit.federation.world import World, three
 

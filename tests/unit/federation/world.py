@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from skerry_contract.tensors import Array, encode_bundle
-from skerry_server.federation.campaign_run import CampaignPlan, CampaignRun, Holdout, Workshop
-from skerry_server.federation.collecting import MakeCollecting
 from skerry_server.federation.exchange import Exchange, ExchangeLostError
-from skerry_server.federation.journal import CampaignJournal, RoundRecord
-from skerry_server.federation.patience import Patience
-from skerry_server.federation.privacy_seam import RoundPrivacy
+from skerry_server.federation.rounds.campaign_run import CampaignPlan, CampaignRun, Holdout, Workshop
+from skerry_server.federation.rounds.collecting import MakeCollecting
+from skerry_server.federation.rounds.journal import CampaignJournal, RoundRecord
+from skerry_server.federation.rounds.patience import Patience
+from skerry_server.federation.rounds.round_privacy import RoundPrivacy
 from skerry_server.federation.settings import CampaignSettings
 from skerry_server.federation.strategies import create_strategy
 from skerry_server.releases.artifacts import ArtifactStore

@@ -50,7 +50,7 @@ class StreamingMean:
         return self._weight
 
     def add(self, state: Mapping[str, Array], weight: float) -> None:
-        """Add one state, already checked (:func:`skerry_server.federation.updates.check_state`).
+        """Add one state, already checked (:func:`skerry_server.federation.rounds.updates.check_state`).
 
         Args:
             state: Not changed; may be read-only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from skerry_server.federation.round_loop import RoundFailedError
+from skerry_server.federation.rounds.round_loop import RoundFailedError
 
 
 class SecureRoundFailedError(RoundFailedError):

@@ -22,7 +22,14 @@ from skerry_contract.secagg_roster import load_authority
 from skerry_contract.secure_aggregation import CONFIRM, KEYS, MASKED, SHARES, UNMASK, KeysInstruction
 from skerry_contract.tensors import Array
 from skerry_server.federation.exchange import Broadcast, Exchange
-from skerry_server.federation.round_loop import Accept, Question, Resolve, RoundCollector, RoundFailedError, RoundRules
+from skerry_server.federation.rounds.round_loop import (
+    Accept,
+    Question,
+    Resolve,
+    RoundCollector,
+    RoundFailedError,
+    RoundRules,
+)
 from skerry_server.federation.secure_aggregation.checkpoint import decode_session, encode_session
 from skerry_server.federation.secure_aggregation.failure import SecureRoundFailedError
 from skerry_server.federation.secure_aggregation.session import SecureSession
@@ -40,7 +47,7 @@ class SecureRules:
             in any case.
         deadline_s: Longest wait for trained updates.
         phase_s: Longest wait in each of the other four phases.
-        grace_factor: See :class:`~skerry_server.federation.round_loop.RoundRules`; of the training phase.
+        grace_factor: See :class:`~skerry_server.federation.rounds.round_loop.RoundRules`; of the training phase.
         grace_s: See there; of every phase.
         keys_grace_s: How long others are waited for once ``minimum`` devices advertised keys.
         bits: Size of ring elements: 16, 24 or 32.
@@ -295,7 +302,7 @@ class _Personal:
     messages: Mapping[str, Broadcast]
 
     def broadcast(self, device_id: str) -> Broadcast:
-        """See :class:`~skerry_server.federation.round_loop.Question`."""
+        """See :class:`~skerry_server.federation.rounds.round_loop.Question`."""
         return self.messages[device_id]
 
     def sent(self, device_id: str) -> None:

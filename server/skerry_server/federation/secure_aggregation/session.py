@@ -42,10 +42,10 @@ from skerry_contract.secure_aggregation import (
     training_digest,
 )
 from skerry_contract.tensors import Array
+from skerry_server.federation.rounds.updates import UpdateRejectedError
 from skerry_server.federation.secure_aggregation import secure_machine as machine
 from skerry_server.federation.secure_aggregation.failure import SecureRoundFailedError
 from skerry_server.federation.secure_aggregation.recovery import Dealing, Recovery, remove_masks
-from skerry_server.federation.updates import UpdateRejectedError
 
 R = TypeVar("R", KeysReply, SharesReply, MaskedReply, ConfirmReply, UnmaskReply)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from skerry_contract.secagg_ring import LOSS_UNIT, VectorLayout
 from skerry_contract.tensors import Array
-from skerry_server.federation.updates import State
+from skerry_server.federation.rounds.updates import State
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ Invariants:
 * An aggregation holds the memory of a few models, whatever the number of updates; what needs all updates at once spools
   them into ``scratch``.
 * Nothing here checks an update: names, shapes, types and finiteness are those of the model
-  (:func:`skerry_server.federation.updates.check_state`) before it is a :class:`Contribution`.
+  (:func:`skerry_server.federation.rounds.updates.check_state`) before it is a :class:`Contribution`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Who takes part: eligibility, selection, recruiting."""
