@@ -80,10 +80,12 @@ class JobKind:
         run: "module:function" that does the work.
         on_failure: "module:function" (session, job), called in the transaction that fails the job for good, so that
             what waits for it learns of it; empty for none. Runs in the controllers' process: no heavy import.
+        threads: Threads of its numerical libraries, for kinds that mostly wait; 0 leaves that to them.
     """
 
     run: str
     on_failure: str = ""
+    threads: int = 0
 
 
 #: Every kind by its name; a program that adds one does it before it starts a runner or a worker.
@@ -94,7 +96,7 @@ KINDS: dict[str, JobKind] = {
         "skerry_server.releases.candidate_job:run", on_failure="skerry_server.releases.candidate_job:on_failure"
     ),
     "registry-aliases": JobKind("skerry_server.registry.alias_job:run"),
-    "campaign": JobKind("skerry_server.federation.campaign_job:run"),
+    "campaign": JobKind("skerry_server.federation.campaign_job:run", threads=1),
     "drift-report": JobKind("skerry_server.monitoring.report_job:run"),
 }
 

@@ -24,7 +24,7 @@ import psutil
 from skerry_server.clock import now_ms
 from skerry_server.context import ServerContext
 from skerry_server.jobs import queue
-from skerry_server.jobs.kinds import JobLostError
+from skerry_server.jobs.kinds import KINDS, JobLostError
 from skerry_server.jobs.worker import PARENT_VARIABLE
 from skerry_server.store.tables import Job
 
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 WORKER_COMMAND = (sys.executable, "-m", "skerry_server.jobs.worker")
 #: How long stopped workers have, all together, before they are killed (seconds).
 _STOP_SECONDS = 5.0
+#: What tells numerical libraries how many threads they may have.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class JobRunner:
         layout = self._context.layout
         layout.logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        if threads := KINDS[job.kind].threads:
+            environment |= dict.fromkeys(_THREADS, str(threads))
         try:
             with (layout.logs / f"{job.id}.log").open("ab") as output:
                 process = subprocess.Popen(

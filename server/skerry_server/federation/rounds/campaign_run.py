@@ -278,7 +278,7 @@ class CampaignRun:
             check=self._check,
         )
         cohort: dict[int, float] = {}
-        on_base, measured = measurer.measure_base(), dict[int, dict[str, float]]()
+        measured: dict[int, dict[str, float]] = {}
         incident = self._plan.incident_devices
         if incident:
             measured[last.number] = measurer.measure(last)
@@ -288,6 +288,7 @@ class CampaignRun:
         best = rounds[number - 1]
         if number not in measured:
             measured[number] = measurer.measure(best)
+        on_base = measurer.measure_base()  # the campaign's last question: devices drop what they kept for it
         metrics = {
             "holdout_accuracy": best.accuracy,
             "holdout_accuracy_champion": base.accuracy,

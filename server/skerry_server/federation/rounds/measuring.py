@@ -45,6 +45,8 @@ class DeviceMeasurer:
     def measure_base(self) -> dict[str, float]:
         """Device to accuracy of the base model on its validation split; empty when too few answer.
 
+        It is the last question of a campaign, and says so.
+
         Where devices add noise nobody is asked: a figure of their own data would leave them without it.
         """
         return self._measure(0, self._plan.base)
@@ -75,6 +77,7 @@ class DeviceMeasurer:
             task=self._plan.task,
             train_step_sha256=self._plan.train_step_sha256,
             model="result" if number else "base",
+            last=0 if number else 1,
             deadline_ms=int(deadline_s * 1000),
             parameters=parameters,
         )
