@@ -107,6 +107,11 @@ def load_run(kind: str) -> Run:
     return run
 
 
+def threads(kind: str) -> int:
+    """Threads of a kind's numerical libraries; 0, which leaves that to them, also for a kind not known here."""
+    return KINDS[kind].threads if kind in KINDS else 0
+
+
 def load_on_failure(kind: str) -> OnFailure | None:
     """Import the failure hook of a kind, if it has one."""
     name = KINDS[kind].on_failure if kind in KINDS else ""

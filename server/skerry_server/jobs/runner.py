@@ -24,7 +24,7 @@ import psutil
 from skerry_server.clock import now_ms
 from skerry_server.context import ServerContext
 from skerry_server.jobs import queue
-from skerry_server.jobs.kinds import KINDS, JobLostError
+from skerry_server.jobs.kinds import JobLostError, threads
 from skerry_server.jobs.worker import PARENT_VARIABLE
 from skerry_server.store.tables import Job
 
@@ -151,8 +151,8 @@ class JobRunner:
         layout = self._context.layout
         layout.logs.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-        if threads := KINDS[job.kind].threads:
-            environment |= dict.fromkeys(_THREADS, str(threads))
+        if count := threads(job.kind):
+            environment |= dict.fromkeys(_THREADS, str(count))
         try:
             with (layout.logs / f"{job.id}.log").open("ab") as output:
                 process = subprocess.Popen(

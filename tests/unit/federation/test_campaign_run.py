@@ -46,8 +46,12 @@ def test_the_best_round_need_not_be_the_last(tmp_path: Path) -> None:
     world = World(tmp_path, three())
     world.accuracy = lambda level: 1 - abs(level - 3.5) / 10
     assert world.run().run().best.number == 2
-    kinds = [broadcast.group for broadcast in world.exchanges[0].broadcasts if broadcast.kind == EVALUATE]
-    assert kinds == ["evaluate-0", "evaluate-2"]
+    asked = [broadcast for broadcast in world.exchanges[0].broadcasts if broadcast.kind == EVALUATE]
+    # The base comes last, and says that the campaign asks for nothing more.
+    assert [(broadcast.group, broadcast.fields["last"]) for broadcast in asked] == [
+        ("evaluate-2", 0),
+        ("evaluate-0", 1),
+    ]
 
 
 @pytest.mark.parametrize("kill_after", [1, 2, 3])
@@ -147,8 +151,8 @@ def test_an_incident_is_measured_on_its_devices(tmp_path: Path) -> None:
     world = World(tmp_path, devices)
     world.incident_devices = ("a", "b")
     world.accuracy = lambda level: 0.9  # the holdout does not see the drift
-    # Models 0 (base), 1 and 2 are judged in rounds 1 to 3; then base, last round and result are measured.
-    figures = {"a": deque([0.2, 0.5, 0.9, 0.2, 0.4, 0.9]), "b": deque([0.4, 0.5, 0.7, 0.4, 0.4, 0.7])}
+    # Models 0 (base), 1 and 2 are judged in rounds 1 to 3; then last round, result and base are measured.
+    figures = {"a": deque([0.2, 0.5, 0.9, 0.4, 0.9, 0.2]), "b": deque([0.4, 0.5, 0.7, 0.4, 0.7, 0.4])}
 
     class Judge(FakeDevice):
         def answer(self, broadcast: object, fault: str) -> object:  # type: ignore[override]
