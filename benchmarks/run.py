@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 #: Files of this folder that are not benchmarks.
-SUPPORT = {"broker_rig", "receivers", "report", "run"}
+SUPPORT = {"broker_rig", "federation_peers", "learning_tasks", "receivers", "run"}
 
 
 def names() -> list[str]:

@@ -15,9 +15,9 @@ from skerry_agent.training.trainer import Inputs, Labels
 from skerry_agent.training.worker import CampaignWorker, PauseGate
 from skerry_contract.v1.release_pb2 import TrainStepSpec
 from skerry_models.export import export_inference
+from skerry_models.kept_step import train_step_for
 from skerry_models.parameters import State
 from skerry_models.task import Task, load_task
-from skerry_models.train_step import export_train_step
 
 _STEP, _SPEC, _EVALUATE = "train_step.onnx", "train_step.pb", "evaluate.onnx"
 
@@ -48,13 +48,14 @@ def prepare_clients(task: Task, state: State, count: int, folder: Path) -> Clien
     names = task.client_names()
     if count > len(names):
         raise ValueError(f"task {task.name} has {len(names)} clients, not {count}")
-    step, spec = export_train_step(task)
-    graphs = export_inference(task, state, task.source("holdout").x[:8])
+    holdout = task.source("holdout")
+    step, _ = train_step_for(task, state, holdout, None)
+    graphs = export_inference(task, state, holdout.x[:8])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _STEP).write_bytes(step)
-    (folder / _SPEC).write_bytes(spec.SerializeToString())
+    (folder / _STEP).write_bytes(step.model)
+    (folder / _SPEC).write_bytes(step.spec.SerializeToString())
     (folder / _EVALUATE).write_bytes(graphs.evaluate)
-    return ClientPlan(task.name, names[:count], folder, hashlib.sha256(step).hexdigest())
+    return ClientPlan(task.name, names[:count], folder, hashlib.sha256(step.model).hexdigest())
 
 
 class _OneBundle:

@@ -42,7 +42,7 @@ class HarTask:
     """See the module."""
 
     name = "har"
-    classes = ("walking", "walking-upstairs", "walking-downstairs", "sitting", "standing", "laying")
+    classes: tuple[str, ...] = ("walking", "walking-upstairs", "walking-downstairs", "sitting", "standing", "laying")
     input = InputSpec(shape=(9, 128), minimum=-35.0, maximum=35.0, unit="g (acceleration) and rad/s (rotation)")
     feature_names = (
         "total_acc_x_mean",

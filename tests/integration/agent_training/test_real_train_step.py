@@ -9,9 +9,9 @@ import torch
 from skerry_agent.training.onnx_trainer import OnnxTrainer
 from skerry_agent.training.trainer import TrainOptions
 from skerry_models.export import export_inference
+from skerry_models.kept_step import train_step_for
 from skerry_models.parameters import create_loaded, from_network, initial_parameters
 from skerry_models.task import load_task
-from skerry_models.train_step import export_train_step, golden_step
 
 MU = 0.1
 
@@ -21,9 +21,10 @@ def test_two_epochs_equal_torch() -> None:
     task = load_task("digits")
     state = initial_parameters(task, 0)
     samples = task.source("client/c03")
-    step, spec = export_train_step(task)
-    trainer = OnnxTrainer(step, spec, export_inference(task, state, samples.x).evaluate)
-    trainer.check_golden_step(golden_step(task, state, step, spec, samples))
+    step, golden = train_step_for(task, state, samples, None)
+    spec = step.spec
+    trainer = OnnxTrainer(step.model, spec, export_inference(task, state, samples.x).evaluate)
+    trainer.check_golden_step(golden)
 
     before = trainer.evaluate(state, samples.x, samples.y, lambda: False)
     options = TrainOptions(2, 16, learning_rate=0.02, proximal_mu=MU, seed=4)
@@ -67,7 +68,6 @@ def test_any_batch_size(rows: int, trained: OnnxTrainer) -> None:
 @pytest.fixture(scope="module")
 def trained() -> OnnxTrainer:
     task = load_task("digits")
-    step, spec = export_train_step(task)
-    return OnnxTrainer(
-        step, spec, export_inference(task, initial_parameters(task, 0), task.source("central").x).evaluate
-    )
+    state, rows = initial_parameters(task, 0), task.source("central")
+    step, _ = train_step_for(task, state, rows, None)
+    return OnnxTrainer(step.model, step.spec, export_inference(task, state, rows.x).evaluate)
