@@ -36,7 +36,12 @@ def test_the_digits_loop_finishes_while_processes_are_killed(tmp_path: Path) -> 
 
 def test_an_interrupted_demo_stops_everything(tmp_path: Path) -> None:
     command = [*SIM, "demo", "--folder", str(tmp_path / "run"), "--devices", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:
+        """Whoever starts the tests in the background of a shell has them ignore SIGINT, and their children too."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "server" / "run" / "state.json").exists():
             assert time.monotonic() < deadline
