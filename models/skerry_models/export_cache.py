@@ -71,9 +71,9 @@ def one_at_a_time(task: Task, kind: str, *, patience_s: float = PATIENCE_S) -> I
     """
     with contextlib.ExitStack() as stack:
         try:
-            folder = export_folder()
+            folder = cache_folder() / "locks"
             folder.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context((folder / f".{entry_name(task, kind)}.lock").open("a"))
+            stream = stack.enter_context((folder / str(entry_name(task, kind))).open("a"))
         except OSError as error:
             logger.info("the export cache cannot be locked: %s", error)
         else:
