@@ -161,8 +161,12 @@ class Fleet:
         self.controller.step()
 
     def mend(self) -> None:
-        """Undo whatever a fault left: every process runs, the link is whole."""
+        """Undo whatever an earlier test left: the SuperLink runs, the link is whole, no campaign is under way."""
         self.proxy.mend()
+        with self.context.database.transaction() as session:
+            for row in service.list_campaigns(session, task=TASK):
+                if row.state in campaign_machine.ACTIVE:
+                    service.abort_campaign(session, row.id, reason="the next test begins", actor="test")
         if self.link.process is None:
             self.link.start()
 

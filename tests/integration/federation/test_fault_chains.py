@@ -63,13 +63,21 @@ class Chain:
         self.hold = fleet.hold(HELD)
 
     def in_round(self, number: int) -> None:
-        """Wait until round ``number`` waits for the held device alone; the rounds before it are let through."""
+        """Wait until round ``number``, which is odd, waits for the held device alone.
+
+        Rounds are let through by holding another device, which has answered, before the held one is let go.
+        """
         for earlier in range(1, number):
-            self.hold.unlink(missing_ok=True)
-            self.fleet.drive(lambda: len(self.fleet.rounds(self.campaign_id)) >= earlier, what=f"round {earlier}")  # noqa: B023
-            self.hold.touch()
+            self.waits_in(earlier)
+            hold = self.fleet.hold("c01" if earlier % 2 else HELD)
+            self.hold.unlink()
+            self.hold = hold
+        self.waits_in(number)
+
+    def waits_in(self, number: int) -> None:
+        """Wait until two of the three updates of a round are journalled."""
         self.fleet.drive(
-            lambda: len(self.fleet.updates(self.campaign_id, number)) >= 2, what=f"two updates of round {number}"
+            lambda: len(self.fleet.updates(self.campaign_id, number)) == 2, what=f"two updates of round {number}"
         )
 
     def signal_job(self, number: int) -> None:
@@ -128,7 +136,8 @@ def lose_spool(chain: Chain) -> None:
     """The journalled updates of the open round vanish from the disk, and the campaign's process with them."""
     chain.signal_job(signal.SIGKILL)
     for path in (chain.fleet.context.layout.jobs / job_id(chain.campaign_id)).rglob("round-*/*"):
-        path.unlink()
+        if path.is_file():
+            path.unlink()
 
 
 def everything(chain: Chain) -> None:
