@@ -43,9 +43,9 @@ from skerry_contract.update_layout import BLOCK, Float32
 from skerry_contract.update_quantise import Kernels, NumpyKernels
 from skerry_models.errors import DataError
 from skerry_models.export import export_inference
+from skerry_models.kept_step import train_step_for
 from skerry_models.parameters import from_network
 from skerry_models.task import load_task
-from skerry_models.train_step import export_train_step
 from skerry_server.federation.aggregation.jit import available
 from skerry_server.federation.aggregation.mean import StreamingMean
 from skerry_server.federation.rounds.fast_codec import CompiledKernels
@@ -240,11 +240,12 @@ def federated(name: str, rounds: int, clients: int, wire: str, density: float) -
     """Accuracy over the last three rounds, and bytes per device and round."""
     task = load_task(name)
     state: dict[str, Array] = dict(from_network(task.create_network(0)))
-    step, spec = export_train_step(task)
-    evaluate = export_inference(task, state, task.source("holdout").x[:8]).evaluate
-    trainer, chosen = OnnxTrainer(step, spec, evaluate), task.default_campaign
+    holdout = task.source("holdout")
+    step, _ = train_step_for(task, state, holdout, None)
+    evaluate = export_inference(task, state, holdout.x[:8]).evaluate
+    trainer, chosen = OnnxTrainer(step.model, step.spec, evaluate), task.default_campaign
     residuals: dict[str, dict[str, Array]] = {}
-    strangers = [task.source("holdout"), task.source("unseen")]
+    strangers = [holdout, task.source("unseen")]
     accuracy, sent = [], 0
     for number in range(rounds):
         mean = StreamingMean(state)

@@ -41,9 +41,9 @@ from skerry_models.errors import DataError
 from skerry_models.evaluation import evaluate_onnx
 from skerry_models.export import INFER, export_inference
 from skerry_models.frozen_scales import choose_scales
+from skerry_models.kept_step import train_step_for
 from skerry_models.quantise import INT8_QDQ, INT8_X86, QuantisedGraphs, quantise
 from skerry_models.task import Task, load_task
-from skerry_models.train_step import export_train_step
 from skerry_server.federation.aggregation import StreamingMean
 
 #: Share of the artifact that an update may take.
@@ -114,9 +114,10 @@ def central_state(task: Task) -> dict[str, Array]:
 
 def federated_rounds(task: Task, first: Mapping[str, Array], rounds: int, clients: int) -> Iterator[dict[str, Array]]:
     """States after each round of FedAvg (McMahan et al., AISTATS 2017) with the training step of the devices."""
-    step, spec = export_train_step(task)
-    evaluate = export_inference(task, first, task.source("holdout").x[:8]).evaluate
-    trainer, chosen = OnnxTrainer(step, spec, evaluate), task.default_campaign
+    holdout = task.source("holdout")
+    step, _ = train_step_for(task, first, holdout, None)
+    evaluate = export_inference(task, first, holdout.x[:8]).evaluate
+    trainer, chosen = OnnxTrainer(step.model, step.spec, evaluate), task.default_campaign
     state: dict[str, Array] = dict(first)
     for number in range(rounds):
         mean = StreamingMean(state)

@@ -35,6 +35,8 @@ _DEFAULTS: dict[str, Any] = {"url": "", "token": "", "data_dir": None, "as_json"
 
 #: Options that several commands have.
 Limit = Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Most rows.")]
+TaskFilter = Annotated[str, typer.Option("--task", help="Only this task.")]
+StateFilter = Annotated[str, typer.Option("--state", help="Only this state.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; goes into the audit ledger.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end; exit code 1 when it fails.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=1, help="With --wait: seconds to wait at most.")]

@@ -11,6 +11,8 @@ from skerry_server.cli.command import (
     Reason,
     Settings,
     Shell,
+    StateFilter,
+    TaskFilter,
     Timeout,
     Wait,
     command,
@@ -86,8 +88,8 @@ def _epsilon(row: Document) -> str:
 def list_campaigns(
     shell: Shell,
     limit: Limit = 50,
-    task: Annotated[str, typer.Option("--task", help="Only this task.")] = "",
-    state: Annotated[str, typer.Option("--state", help="Only this state.")] = "",
+    task: TaskFilter = "",
+    state: StateFilter = "",
 ) -> None:
     """List campaigns, newest first."""
     rows = shell.api.items("campaigns", limit=limit, **given(task=task, state=state))

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from skerry_server.cli.command import Limit, Reason, Settings, Shell, command, given, group, parse_settings
+from skerry_server.cli.command import (
+    Limit,
+    Reason,
+    Settings,
+    Shell,
+    StateFilter,
+    TaskFilter,
+    command,
+    given,
+    group,
+    parse_settings,
+)
 from skerry_server.cli.output import Fields, age, moment, pairs
 from skerry_server.cli.waiting import FailedError, wait_for
 from skerry_server.errors import PlatformError
@@ -60,8 +71,8 @@ _AUDIT: Fields = {
 def list_incidents(
     shell: Shell,
     limit: Limit = 50,
-    task: Annotated[str, typer.Option("--task", help="Only this task.")] = "",
-    state: Annotated[str, typer.Option("--state", help="Only this state.")] = "",
+    task: TaskFilter = "",
+    state: StateFilter = "",
 ) -> None:
     """List incidents, newest first."""
     rows = shell.api.items("incidents", limit=limit, **given(task=task, state=state))

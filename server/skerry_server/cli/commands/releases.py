@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from skerry_server.cli.command import Limit, Reason, Shell, Timeout, Wait, command, given, group
+from skerry_server.cli.command import (
+    Limit,
+    Reason,
+    Shell,
+    StateFilter,
+    TaskFilter,
+    Timeout,
+    Wait,
+    command,
+    given,
+    group,
+)
 from skerry_server.cli.output import Document, Fields, age, moment, number, percent
 from skerry_server.cli.waiting import FailedError, wait_for
 
@@ -19,8 +30,6 @@ champion = group("champion", help="Champions: which release stood for a task, fr
 CandidateId = Annotated[str, typer.Argument(metavar="CANDIDATE", help="Identifier of the candidate.")]
 ReleaseId = Annotated[str, typer.Argument(metavar="RELEASE", help="Identifier of the release.")]
 RolloutId = Annotated[str, typer.Argument(metavar="ROLLOUT", help="Identifier of the rollout.")]
-TaskFilter = Annotated[str, typer.Option("--task", help="Only this task.")]
-StateFilter = Annotated[str, typer.Option("--state", help="Only this state.")]
 
 
 def _failed_gates(row: Document) -> str:
