@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from skerry_contract.tensors import Array
 from skerry_models.parameters import State, from_network, load_into
-from skerry_models.task import Dataset, Int64, Task, TrainingDefaults
+from skerry_models.task import Dataset, Int64, Task, TrainingDefaults, training_rows
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def train_epoch(
     epoch: int,
     device: str = "cpu",
     rate: float | None = None,
+    autocast: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> EpochResult:
     """One pass over the data, in place.
@@ -75,7 +76,9 @@ def train_epoch(
         epoch: Counted from 0.
         device: Torch device.
         rate: Step size of this pass; default: the cosine schedule's.
-        scaler: Trains in mixed precision (float16 under autocast, Micikevicius et al., ICLR 2018); CUDA only.
+        autocast: Computes in this type where that is safe (mixed precision, Micikevicius et al., ICLR 2018); the
+            parameters stay float32. None: float32 throughout.
+        scaler: Scales the loss, which float16 needs and bfloat16 does not.
 
     Raises:
         FloatingPointError: The loss is no longer finite.
@@ -87,11 +90,13 @@ def train_epoch(
     x = torch.from_numpy(np.array(dataset.x)).to(device)
     y = torch.from_numpy(np.array(dataset.y)).to(device)
     order = torch.from_numpy(epoch_order(len(dataset), seed=seed, epoch=epoch)).to(device)
-    loss_sum = hits = 0.0
+    # Kept on the device: reading a number from it waits for every step before it.
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    hits = torch.zeros((), dtype=torch.int64, device=device)
     for start in range(0, len(dataset), settings.batch_size):
         rows = order[start : start + settings.batch_size]
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(device.partition(":")[0], dtype=torch.float16, enabled=scaler is not None):
+        with torch.autocast(device.partition(":")[0], dtype=autocast, enabled=autocast is not None):
             scores = network(x[rows])
             loss = functional.cross_entropy(scores, y[rows])
         if scaler is None:
@@ -101,11 +106,20 @@ def train_epoch(
             scaler.scale(loss).backward()
             scaler.step(optimiser)
             scaler.update()
-        loss_sum += float(loss.detach()) * len(rows)
-        hits += float((scores.detach().argmax(1) == y[rows]).sum())
-        if not np.isfinite(loss_sum):
-            raise FloatingPointError(f"the loss of epoch {epoch} is not finite; learning rate {rate:g} is too high")
-    return EpochResult(epoch=epoch, loss=loss_sum / len(dataset), accuracy=hits / len(dataset), learning_rate=rate)
+        loss_sum += loss.detach().double() * len(rows)
+        hits += (scores.detach().argmax(1) == y[rows]).sum()
+        # On a CPU it costs nothing to stop at the first step that diverged; elsewhere the end is soon enough.
+        if device == "cpu":
+            _check_finite(loss_sum, epoch, rate)
+    _check_finite(loss_sum, epoch, rate)
+    return EpochResult(
+        epoch=epoch, loss=float(loss_sum) / len(dataset), accuracy=int(hits) / len(dataset), learning_rate=rate
+    )
+
+
+def _check_finite(loss_sum: torch.Tensor, epoch: int, rate: float) -> None:
+    if not torch.isfinite(loss_sum):
+        raise FloatingPointError(f"the loss of epoch {epoch} is not finite; learning rate {rate:g} is too high")
 
 
 def fit(
@@ -143,7 +157,8 @@ def fit(
         load_into(network, initial)
     optimiser = create_optimiser(network, chosen)
     for epoch in range(chosen.epochs):
-        result = train_epoch(network, optimiser, dataset, chosen, seed=seed, epoch=epoch)
+        rows = training_rows(task, dataset, epoch / chosen.epochs)
+        result = train_epoch(network, optimiser, rows, chosen, seed=seed, epoch=epoch)
         if on_epoch is not None:
             on_epoch(result)
     return from_network(network)

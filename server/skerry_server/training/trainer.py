@@ -121,11 +121,23 @@ def train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    scaler = torch.amp.GradScaler("cuda") if device == "cuda" and settings.amp else None
+    autocast = _mixed_precision(device, settings)
+    scaler = torch.amp.GradScaler("cuda") if autocast is torch.float16 else None
     history = _resume(checkpoint, fingerprint, network, optimiser, scaler)
     resumed_from = len(history)
     for epoch in range(resumed_from, settings.epochs):
-        record = _run_epoch(task, settings, network, optimiser, scaler, dataset, holdout, epoch=epoch, device=device)
+        record = _run_epoch(
+            task,
+            settings,
+            network,
+            optimiser,
+            dataset,
+            holdout,
+            epoch=epoch,
+            device=device,
+            autocast=autocast,
+            scaler=scaler,
+        )
         history.append(record)
         save_checkpoint(
             checkpoint,
@@ -145,23 +157,40 @@ def train(
     return TrainingResult(state=from_network(network), history=history, device=device, resumed_from=resumed_from)
 
 
+def _mixed_precision(device: str, settings: TrainingSettings) -> torch.dtype | None:
+    """bfloat16 where the processor has it: float16 loses a short run's first steps to the search for a loss scale."""
+    if device != "cuda" or not settings.amp:
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
 def _run_epoch(
     task: Task,
     settings: TrainingSettings,
     network: torch.nn.Module,
     optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
     dataset: Dataset,
     holdout: Dataset,
     *,
     epoch: int,
     device: str,
+    autocast: torch.dtype | None,
+    scaler: torch.amp.GradScaler | None,
 ) -> EpochRecord:
     plan = TrainingDefaults(settings.epochs, settings.batch_size, settings.learning_rate, settings.momentum)
     rate = settings.learning_rate if settings.schedule == "constant" else scheduled_rate(plan, epoch)
     try:
         result = train_epoch(
-            network, optimiser, dataset, plan, seed=settings.seed, epoch=epoch, device=device, rate=rate, scaler=scaler
+            network,
+            optimiser,
+            dataset,
+            plan,
+            seed=settings.seed,
+            epoch=epoch,
+            device=device,
+            rate=rate,
+            autocast=autocast,
+            scaler=scaler,
         )
         judged = evaluate_parameters(task, from_network(network), holdout)
     except (FloatingPointError, ValueError) as error:

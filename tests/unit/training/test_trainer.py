@@ -141,18 +141,19 @@ def test_divergence_names_the_learning_rate(tmp_path: Path) -> None:
     assert not (tmp_path / "a.pt").exists()
 
 
-def test_mixed_precision_scales_and_learns() -> None:
-    """The path that CUDA takes, with the CPU's own float16 autocast."""
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+def test_mixed_precision_learns(autocast: torch.dtype) -> None:
+    """The paths that CUDA takes, with the CPU's own autocast."""
     network = TASK.create_network(0)
     plan = TrainingDefaults(epochs=4, batch_size=32, learning_rate=0.05, momentum=0.9)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if autocast is torch.float16 else None
     losses = [
-        train_epoch(network, optimiser, CENTRAL_ROWS, plan, seed=0, epoch=epoch, scaler=scaler).loss
+        train_epoch(network, optimiser, CENTRAL_ROWS, plan, seed=0, epoch=epoch, autocast=autocast, scaler=scaler).loss
         for epoch in range(4)
     ]
     assert losses[-1] < losses[0]
-    assert scaler.get_scale() == 256.0
+    assert scaler is None or scaler.get_scale() == 256.0
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
 
 
@@ -165,15 +166,32 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_trains_in_mixed_precision_and_resumes(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, device="cuda")
+@pytest.mark.parametrize("amp", [True, False])
+def test_cuda_trains_like_the_cpu_and_resumes_to_the_same_bits(tmp_path: Path, amp: bool) -> None:
+    settings = replace(SETTINGS, epochs=10, device="cuda", amp=amp)
 
     def cut(record: EpochRecord) -> None:
-        if record.epoch == 1:
+        if record.epoch == 4:
             raise Power
 
-    with pytest.raises(Power):
-        run(tmp_path / "a.pt", settings, on_epoch=cut)
-    resumed = run(tmp_path / "a.pt", settings)
-    assert (resumed.device, resumed.resumed_from) == ("cuda", 2)
-    assert resumed.history[-1].holdout_accuracy > 0.5
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        whole = run(tmp_path / "whole.pt", settings)
+        with pytest.raises(Power):
+            run(tmp_path / "cut.pt", settings, on_epoch=cut)
+        resumed = run(tmp_path / "cut.pt", settings)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (resumed.device, resumed.resumed_from) == ("cuda", 5)
+    assert encode_bundle(resumed.state) == encode_bundle(whole.state)
+    cpu = run(tmp_path / "cpu.pt", replace(settings, device="cpu"))
+    assert abs(whole.history[-1].holdout_accuracy - cpu.history[-1].holdout_accuracy) <= 0.03
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_divergence_on_cuda_names_the_learning_rate(tmp_path: Path) -> None:
+    huge = {name: np.full_like(array, 1e30) for name, array in initial_parameters(TASK, 0).items()}
+    with pytest.raises(InvalidRequestError) as wrong:
+        run(tmp_path / "a.pt", replace(SETTINGS, device="cuda"), initial=huge)
+    assert wrong.value.field == "settings.learning_rate"
+    assert not (tmp_path / "a.pt").exists()
