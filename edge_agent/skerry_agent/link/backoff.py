@@ -69,7 +69,7 @@ class Backoff:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         ceiling_s: float,
         spread_s: Callable[[], float] = lambda: 0.0,
@@ -79,7 +79,7 @@ class Backoff:
         """Read the count of the process before; a connection that stood when it died is one that broke.
 
         Args:
-            path: JSON file; of one backoff.
+            path: JSON file; of one backoff. None keeps nothing: for a peer that no fleet shares.
             ceiling_s: Longest wait (seconds).
             spread_s: Shortest range that the control plane wants (seconds), asked at every wait.
             uniform: Draws between two bounds.
@@ -90,8 +90,8 @@ class Backoff:
         self._spread_s = spread_s
         self._uniform = uniform
         self._disk = disk
-        self._connected = _number(path, "connected", 1) == 1
-        self.failures = _number(path, "failures", MAXIMUM_FAILURES) + self._connected
+        self._connected = path is not None and _number(path, "connected", 1) == 1
+        self.failures = 0 if path is None else _number(path, "failures", MAXIMUM_FAILURES) + self._connected
 
     def delay(self) -> float:
         """Seconds to wait now."""
@@ -115,7 +115,8 @@ class Backoff:
         if (failures, connected) == (self.failures, self._connected):
             return
         self.failures, self._connected = failures, connected
-        _store(self._path, {"failures": failures, "connected": int(connected)}, self._disk)
+        if self._path is not None:
+            _store(self._path, {"failures": failures, "connected": int(connected)}, self._disk)
 
 
 def _number(path: Path, name: str, most: int) -> int:

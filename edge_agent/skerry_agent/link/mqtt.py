@@ -11,6 +11,7 @@ broker, is sent again by its owner.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -107,8 +108,13 @@ class LinkSettings:
         client_id: MQTT client identifier.
         session_s: How long the broker keeps the session after a disconnect; 0 with a clean start.
         receive_maximum: Messages that the broker may send before one is acknowledged.
-        filters: Subscriptions, QoS 1.
+        filters: Subscriptions; none for a connection that only publishes.
         will: Last will, if any.
+        credentials: User name and password, for a broker that knows devices by them.
+        qos: Of the subscriptions, 0 or 1.
+        retained: Whether the broker sends the messages that it retains when a subscription is made.
+        packet_bytes: Largest packet that the broker may send; it drops larger ones. 0: any.
+        at_once: Whether small packets leave at once, instead of waiting to be sent together (TCP_NODELAY).
     """
 
     name: str
@@ -120,6 +126,11 @@ class LinkSettings:
     receive_maximum: int
     filters: tuple[str, ...]
     will: Will | None = None
+    credentials: tuple[str, str] | None = None
+    qos: int = 1
+    retained: bool = True
+    packet_bytes: int = 0
+    at_once: bool = False
 
 
 class Connection:
@@ -195,13 +206,23 @@ class Connection:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> bool:
         """Send with QoS 1; False if there is no connection or too much waits: the caller tries again later."""
+        return self.send(topic, payload, retain=retain, expiry_s=expiry_s) is not None
+
+    def send(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
+    ) -> Callable[[], bool] | None:
+        """As :meth:`publish`, with QoS 0 or 1; returns what tells whether the broker has it (QoS 0: whether it left).
+
+        A message that the broker has not acknowledged when the connection breaks is lost with it.
+        """
         if not self._ready:
-            return False
+            return None
         properties = Properties(PacketTypes.PUBLISH)
         if expiry_s is not None:
             properties.MessageExpiryInterval = expiry_s
-        info = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
-        return bool(info.rc == paho.MQTT_ERR_SUCCESS)
+        info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+        delivered: Callable[[], bool] = info.is_published
+        return delivered if info.rc == paho.MQTT_ERR_SUCCESS else None
 
     def _make_client(self) -> Any:
         settings = self._settings
@@ -214,12 +235,18 @@ class Connection:
         )
         if settings.tls is not None:
             client.tls_set_context(settings.tls())
+        if settings.credentials is not None:
+            client.username_pw_set(*settings.credentials)
         client.max_queued_messages_set(QUEUED)
         client.connect_timeout = CONNECT_S
         if settings.will is not None:
             properties = Properties(PacketTypes.WILLMESSAGE)
             properties.WillDelayInterval = settings.will.delay_s
             client.will_set(settings.will.topic, settings.will.payload, qos=1, retain=True, properties=properties)
+        if settings.at_once:
+            client.on_socket_open = lambda _client, _data, sock: sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
@@ -231,6 +258,8 @@ class Connection:
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = settings.session_s
         properties.ReceiveMaximum = settings.receive_maximum
+        if settings.packet_bytes:
+            properties.MaximumPacketSize = settings.packet_bytes
         while not self._stopping.is_set():
             self._hurry.wait(self._backoff.delay())
             self._hurry.clear()
@@ -300,12 +329,23 @@ class Connection:
             self._gone.set()
             return
         self._hurry.clear()
-        client.subscribe([(topic, paho.SubscribeOptions(qos=1)) for topic in self._settings.filters])
+        settings = self._settings
+        if not settings.filters:
+            self._stands()
+            return
+        handling = paho.SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        if not settings.retained:
+            handling = paho.SubscribeOptions.RETAIN_DO_NOT_SEND
+        options = paho.SubscribeOptions(qos=settings.qos, retainHandling=handling)
+        client.subscribe([(topic, options) for topic in settings.filters])
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Sequence[Any], _properties: Any) -> None:
         refused = [topic for topic, reason in zip(self._settings.filters, reasons, strict=False) if reason.is_failure]
         if refused:
             log.error("%s: the broker refused subscriptions: %s", self._settings.name, ", ".join(refused))
+        self._stands()
+
+    def _stands(self) -> None:
         log.info("%s: connected", self._settings.name)
         self._ready = True
         self._deliver(Connected(self._settings.name))

@@ -23,7 +23,7 @@ from skerry_contract.v1.telemetry_pb2 import UplinkMessage
 
 log = logging.getLogger(__name__)
 #: Kinds of message, the first to go first.
-DROP_ORDER = ("health", "drift", "update", "label", "campaign")
+DROP_ORDER = ("health", "drift", "fitness", "update", "label", "campaign")
 #: Bytes of a message of :data:`~skerry_contract.limits.MESSAGE_BYTES` that are left to MQTT.
 FRAMING_BYTES = 1_024
 BUSY_TIMEOUT_S = 20.0

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from skerry_agent.errors import DeviceError
 from skerry_agent.link.outbox import DROP_ORDER, Outbox
+from skerry_contract.v1.fitness_pb2 import FitnessCertificate
 from skerry_contract.v1.telemetry_pb2 import (
     CampaignResponse,
     DriftReport,
@@ -24,6 +25,7 @@ from skerry_contract.v1.telemetry_pb2 import (
 BODIES: dict[str, UplinkMessage] = {
     "health": UplinkMessage(health=HealthReport(requests=1)),
     "drift": UplinkMessage(drift=DriftReport(window=1)),
+    "fitness": UplinkMessage(fitness=FitnessCertificate(statement=b"s")),
     "update": UplinkMessage(update=UpdateEvent(event="start")),
     "label": UplinkMessage(label=LabelReport(labelled=1)),
     "campaign": UplinkMessage(campaign=CampaignResponse(campaign_id="c")),
