@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from skerry_agent.engine.backend import Floats
+from skerry_agent.engine.errors import SchemaError
 
 Array = npt.NDArray[np.generic]
 
@@ -28,6 +30,17 @@ DATATYPES: dict[str, np.dtype[np.generic]] = {
 }
 
 
+def check_deadline(value: object, field: str) -> float:
+    """A deadline as a client states it (us); raises SchemaError unless it is a number above 0."""
+    try:
+        deadline_us = float(value) if isinstance(value, str | bytes | int | float) and value is not True else math.nan
+    except (ValueError, OverflowError):
+        deadline_us = math.nan
+    if not 0 < deadline_us < math.inf:
+        raise SchemaError(field, expected="a number of microseconds above 0", got=value)
+    return deadline_us
+
+
 @dataclass(frozen=True)
 class InferCall:
     """A request, decoded and not yet checked against the model.
@@ -38,6 +51,7 @@ class InferCall:
         request_id: From the client; empty asks for a generated one.
         inputs: Tensor name to array.
         outputs: Wanted outputs; empty asks for all.
+        deadline_us: How long the answer may take from now on; 0 and less: it is late already; None: the device decides.
     """
 
     model: str
@@ -45,6 +59,7 @@ class InferCall:
     request_id: str
     inputs: dict[str, Array]
     outputs: tuple[str, ...] = ()
+    deadline_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +71,15 @@ class InferAnswer:
         version: Release that answered.
         request_id: From the client or generated; labels name it.
         outputs: Tensor name to float32 [batch, ...], in the wanted order.
+        variant: Served form: of the release's networks and their variants, the one that answered.
+        rung: Place of that network on the release's ladder; 0 is the release's own.
+        latency_us: Time that the engine took.
     """
 
     model: str
     version: str
     request_id: str
     outputs: dict[str, Floats]
+    variant: str = ""
+    rung: int = 0
+    latency_us: float = 0.0

@@ -10,28 +10,42 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from skerry_agent.engine.errors import BackendError, NoReleaseError
+from skerry_agent.engine.errors import BackendError, DeadlineError, NoReleaseError, OverloadedError
 from skerry_agent.errors import AgentError, DeviceError, InputError
-from skerry_agent.serving.core import EXTENSIONS, OVERHEAD_BYTES, SERVER_NAME, ServingCore, TensorInfo
+from skerry_agent.serving.core import (
+    EXTENSIONS,
+    NO_CONFIGURATION,
+    OVERHEAD_BYTES,
+    SERVER_NAME,
+    ServingCore,
+    TensorInfo,
+)
 from skerry_agent.serving.errors import TooLargeError, UnknownModelError
 from skerry_agent.serving.oip_messages import decode_request, encode_answer
 from skerry_contract.errors import WireError
 from skerry_contract.limits import INFERENCE_BYTES
 from skerry_contract.oip import open_inference_pb2 as oip
+from skerry_contract.oip import statistics_pb2 as statistics
 from skerry_contract.wire import parse_message
 
 _log = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 MESSAGE_LIMIT = INFERENCE_BYTES + OVERHEAD_BYTES
-#: Threads that answer, and requests that may wait beside them; more get RESOURCE_EXHAUSTED.
-THREADS = 4
+#: Requests under way at the same time; more get RESOURCE_EXHAUSTED. A thread waits for the bytes of each, so that
+#: clients that trickle hold threads and not each other; the engine decides how many are computed at a time.
 CONCURRENT_REQUESTS = 64
+#: Requests under way on one connection; more wait at the client.
+STREAMS = 32
+#: After so long a connection is closed and its client opens another (ms): the end of requests that never arrive whole.
+CONNECTION_AGE_MS = 300_000
+CONNECTION_GRACE_MS = 10_000
 #: How long requests under way may take at shutdown (s).
 DRAIN_SECONDS = 5.0
 
@@ -41,6 +55,8 @@ _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (TooLargeError, grpc.StatusCode.INVALID_ARGUMENT),
     (UnknownModelError, grpc.StatusCode.NOT_FOUND),
     (NoReleaseError, grpc.StatusCode.UNAVAILABLE),
+    (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeviceError, grpc.StatusCode.UNAVAILABLE),
     (BackendError, grpc.StatusCode.INTERNAL),
 )
@@ -64,12 +80,15 @@ class GrpcDoor:
     def __init__(self, core: ServingCore, *, version: str, host: str, port: int) -> None:
         self._core = core
         self._version = version
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc-door")
+        self._pool = ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix="grpc-door")
         self._server: Any = grpc.server(
             self._pool,
             maximum_concurrent_rpcs=CONCURRENT_REQUESTS,
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+                ("grpc.max_concurrent_streams", STREAMS),
+                ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
+                ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
                 ("grpc.so_reuseport", 0),  # with it, two agents would share a port in silence
             ],
         )
@@ -94,26 +113,28 @@ class GrpcDoor:
 
     def _handlers(self) -> Any:
         methods = {
-            "ServerLive": _unary(oip.ServerLiveRequest, lambda _: oip.ServerLiveResponse(live=True)),
-            "ServerReady": _unary(oip.ServerReadyRequest, lambda _: oip.ServerReadyResponse(ready=self._core.ready)),
+            "ServerLive": _unary(oip.ServerLiveRequest, lambda *_: oip.ServerLiveResponse(live=True)),
+            "ServerReady": _unary(oip.ServerReadyRequest, lambda *_: oip.ServerReadyResponse(ready=self._core.ready)),
             "ServerMetadata": _unary(oip.ServerMetadataRequest, self._server_metadata),
             "ModelReady": _unary(oip.ModelReadyRequest, self._model_ready),
             "ModelMetadata": _unary(oip.ModelMetadataRequest, self._model_metadata),
             "ModelInfer": _unary(oip.ModelInferRequest, self._infer, refused=self._core.refuse),
+            "ModelStatistics": _unary(statistics.ModelStatisticsRequest, self._statistics),
+            "ModelConfig": grpc.unary_unary_rpc_method_handler(_no_configuration),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    def _server_metadata(self, _: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
+    def _server_metadata(self, *_: object) -> oip.ServerMetadataResponse:
         return oip.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=EXTENSIONS)
 
-    def _model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
+    def _model_ready(self, request: oip.ModelReadyRequest, _: object) -> oip.ModelReadyResponse:
         try:
             self._core.require_model(request.name, request.version)
         except (UnknownModelError, NoReleaseError):
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=True)
 
-    def _model_metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
+    def _model_metadata(self, request: oip.ModelMetadataRequest, _: object) -> oip.ModelMetadataResponse:
         info = self._core.metadata(request.name, request.version)
         return oip.ModelMetadataResponse(
             name=info.name,
@@ -123,20 +144,34 @@ class GrpcDoor:
             outputs=[_tensor(tensor) for tensor in info.outputs],
         )
 
-    def _infer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
+    def _statistics(self, request: statistics.ModelStatisticsRequest, _: object) -> statistics.ModelStatisticsResponse:
+        response = statistics.ModelStatisticsResponse()
+        for found in self._core.statistics(request.name, request.version):
+            one = response.model_stats.add(name=found.name, version=found.version)
+            one.inference_count, one.execution_count = found.rows, found.requests
+            for success in (one.inference_stats.success, one.inference_stats.compute_infer):
+                success.count, success.ns = found.requests, found.success_ns
+            one.inference_stats.fail.count = found.failures
+        return response
+
+    def _infer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:
         self._core.require_model(request.model_name, request.model_version)
         try:
             call = decode_request(request)
         except InputError as error:
             self._core.refuse(error)
             raise
+        remaining_s: float | None = context.time_remaining()
+        if remaining_s is not None:
+            deadline_us = remaining_s * 1e6
+            call = replace(call, deadline_us=min(deadline_us, call.deadline_us or deadline_us))
         answer = self._core.infer(call)
         return encode_answer(answer, typed=not request.raw_input_contents)
 
 
 def _unary(
     request_type: type[Q],
-    answer: Callable[[Q], Message],
+    answer: Callable[[Q, Any], Message],
     *,
     refused: Callable[[InputError], None] | None = None,
 ) -> Any:
@@ -144,7 +179,7 @@ def _unary(
 
     def handle(data: bytes, context: Any) -> bytes:
         try:
-            return answer(parse_message(request_type, data, limit=MESSAGE_LIMIT)).SerializeToString()
+            return answer(parse_message(request_type, data, limit=MESSAGE_LIMIT), context).SerializeToString()
         except WireError as error:
             if refused is not None:
                 refused(InputError(error.field, expected=error.expected, got=error.got))
@@ -154,6 +189,11 @@ def _unary(
         raise AssertionError("abort raises")
 
     return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _no_configuration(_: bytes, context: Any) -> bytes:
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, NO_CONFIGURATION)
+    raise AssertionError("abort raises")
 
 
 def _abort(context: Any, error: Exception) -> None:

@@ -172,8 +172,8 @@ class LabelDesk:
         request = self._recent.find(label.request_id)
         if request is None:
             return "request not found or too old"
-        if not 0 <= label.row < len(request.predicted):
-            return f"row: expected 0 to {len(request.predicted) - 1}, got {label.row}"
+        if not 0 <= label.row < len(request.x):
+            return f"row: expected 0 to {len(request.x) - 1}, got {label.row}"
         classes = request.classes
         if isinstance(label.label, str):
             if label.label not in classes:
@@ -183,5 +183,5 @@ class LabelDesk:
             y = label.label
         else:
             return f"label: expected 0 to {len(classes) - 1}, got {label.label}"
-        prediction = JoinedPrediction(request.release_id, len(classes), request.predicted[label.row])
+        prediction = JoinedPrediction(request.release_id, len(classes), request.predicted(label.row))
         return LabelledSample(label.request_id, label.row, request.x[label.row], y, prediction)

@@ -17,10 +17,15 @@ import numpy as np
 
 from skerry_agent.engine.backend import Floats
 from skerry_agent.engine.errors import SchemaError
-from skerry_agent.serving.call import DATATYPES, Array, InferAnswer, InferCall
+from skerry_agent.serving.call import DATATYPES, Array, InferAnswer, InferCall, check_deadline
 from skerry_agent.serving.labels import LABELS, Label
 from skerry_contract.limits import INFERENCE_BYTES, TENSOR_RANK
 
+#: Parameter of a request: how long the answer may take (us).
+DEADLINE = "deadline_us"
+#: Parameters of an answer: the served form, and its network's place on the release's ladder.
+VARIANT = "skerry_variant"
+RUNG = "skerry_rung"
 #: Most inputs or outputs that a request may name.
 NAMES = 16
 
@@ -75,7 +80,9 @@ def decode_request(body: bytes, *, header_length: int | None, model: str, versio
         wanted = _object(output.get("parameters", {}), f"outputs[{name}].parameters")
         binary[name] = wanted.get("binary_data", default) is True
     request_id = document.get("id", "")
-    call = InferCall(model, version, _text(request_id, "id"), inputs, tuple(binary))
+    deadline = parameters.get(DEADLINE)
+    deadline_us = None if deadline is None else check_deadline(deadline, f"parameters.{DEADLINE}")
+    call = InferCall(model, version, _text(request_id, "id"), inputs, tuple(binary), deadline_us)
     return DecodedRequest(call, binary, default)
 
 
@@ -96,6 +103,7 @@ def encode_answer(answer: InferAnswer, request: DecodedRequest) -> tuple[bytes, 
         "model_name": answer.model,
         "model_version": answer.version,
         "id": answer.request_id,
+        "parameters": {VARIANT: answer.variant, RUNG: answer.rung},
         "outputs": outputs,
     }
     header = json.dumps(document, separators=(",", ":")).encode()

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from skerry_agent.engine.errors import SchemaError
-from skerry_agent.serving.call import Array, InferAnswer, InferCall
-from skerry_agent.serving.oip_json import NAMES, check_tensor_header
+from skerry_agent.serving.call import Array, InferAnswer, InferCall, check_deadline
+from skerry_agent.serving.oip_json import DEADLINE, NAMES, RUNG, VARIANT, check_tensor_header
 from skerry_contract.oip import open_inference_pb2 as oip
 
 #: Typed contents: datatype to the field of InferTensorContents that holds it.
@@ -47,12 +47,20 @@ def decode_request(request: oip.ModelInferRequest) -> InferCall:
             raise SchemaError(f"{field}.contents", expected="none beside raw_input_contents", got="both")
         inputs[tensor.name] = _raw(tensor, raw[index], field) if raw else _typed(tensor, field)
     names = tuple(output.name for output in request.outputs)
-    return InferCall(request.model_name, request.model_version, request.id, inputs, names)
+    deadline_us = None
+    if DEADLINE in request.parameters:
+        parameter = request.parameters[DEADLINE]
+        kind = parameter.WhichOneof("parameter_choice")
+        value = None if kind is None else getattr(parameter, kind)
+        deadline_us = check_deadline(value, f"parameters.{DEADLINE}")
+    return InferCall(request.model_name, request.model_version, request.id, inputs, names, deadline_us)
 
 
 def encode_answer(answer: InferAnswer, *, typed: bool) -> oip.ModelInferResponse:
     """Write an answer: raw contents, or typed ones for a client that asked with typed contents."""
     response = oip.ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.request_id)
+    response.parameters[VARIANT].string_param = answer.variant
+    response.parameters[RUNG].int64_param = answer.rung
     for name, values in answer.outputs.items():
         tensor = response.outputs.add(name=name, datatype="FP32", shape=values.shape)
         if typed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from skerry_agent.engine.backend import Floats
 
@@ -12,21 +12,24 @@ from skerry_agent.engine.backend import Floats
 RECENT_BYTES = 24 << 20
 
 
-@dataclass(frozen=True)
-class AnsweredRequest:
+class AnsweredRequest(NamedTuple):
     """What a label needs to know about a request.
 
     Attributes:
         x: float32 [batch, ...]: its input.
-        predicted: Index of the best class per row.
+        scores: float32 [batch, classes].
         classes: Class names of the release that answered.
         release_id: That release.
     """
 
     x: Floats
-    predicted: tuple[int, ...]
+    scores: Floats
     classes: tuple[str, ...]
     release_id: str
+
+    def predicted(self, row: int) -> int:
+        """Index of the best class of a row."""
+        return int(self.scores[row].argmax())
 
 
 class RecentRequests:
@@ -66,5 +69,5 @@ class RecentRequests:
         return len(self._requests)
 
     def _account(self, request: AnsweredRequest, sign: int) -> None:
-        self._rows += sign * len(request.predicted)
+        self._rows += sign * len(request.x)
         self._bytes += sign * request.x.nbytes

@@ -8,11 +8,11 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -23,10 +23,12 @@ from integration.serving.serving_process import ServingProcess, mapped_files
 from skerry_agent.config import AgentLayout
 from skerry_agent.control.serving_client import ServingClient
 from skerry_agent.link.outbox import Outbox
+from skerry_agent.local_call import LocalCall
 from skerry_agent.socket_address import SocketAddress
 from skerry_agent.update.ports import ActivationResult
 from skerry_agent.update.slots import Pointer, write_pointer
 from skerry_contract.v1.agent_local_pb2 import ActivateRequest, ServingStatus, ServingStatusRequest
+from skerry_contract.v1.serving_admin_pb2 import AdminReply, AdminRequest
 
 REQUEST = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 2, 3], "data": some_input().ravel().tolist()}]}
 INFER = "/v2/models/tiny/infer"
@@ -39,17 +41,28 @@ def layout(tmp_path: Path) -> AgentLayout:
     return enrol(tmp_path / "d")
 
 
-def admin(layout: AgentLayout, method: str, request: ActivateRequest | ServingStatusRequest) -> ServingStatus:
-    address = SocketAddress(layout.serving_socket)
-    with closing(address), grpc.insecure_channel(f"unix:{address.path}") as channel:
-        stub = channel.unary_unary(f"/skerry.v1.ServingAdmin/{method}")
-        return ServingStatus.FromString(stub(request.SerializeToString(), timeout=30))
+def ask(layout: AgentLayout, request: AdminRequest) -> AdminReply:
+    with (
+        closing(SocketAddress(layout.serving_socket)) as address,
+        closing(LocalCall(address.path, request.SerializeToString(), timeout_s=30.0)) as call,
+    ):
+        while (data := call.poll()) is None:
+            time.sleep(0.002)
+    return AdminReply.FromString(data)
 
 
-def refused(layout: AgentLayout, slot: str) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        admin(layout, "Activate", ActivateRequest(slot=slot))
-    return caught.value.code(), caught.value.details()
+def admin(layout: AgentLayout, request: ActivateRequest | None = None) -> ServingStatus:
+    reply = ask(
+        layout, AdminRequest(status=ServingStatusRequest()) if request is None else AdminRequest(activate=request)
+    )
+    assert reply.code == AdminReply.CODE_OK, reply.detail
+    return reply.status
+
+
+def refused(layout: AgentLayout, slot: str) -> tuple[int, str]:
+    reply = ask(layout, AdminRequest(activate=ActivateRequest(slot=slot)))
+    assert reply.code != AdminReply.CODE_OK
+    return reply.code, reply.detail
 
 
 def outbox(layout: AgentLayout) -> Outbox:
@@ -76,13 +89,13 @@ def test_without_a_release_the_doors_are_open_and_the_first_activation_answers(l
         assert "UNAVAILABLE" in str(caught.value)
         client.close()
 
-        assert refused(layout, "a")[0] is grpc.StatusCode.FAILED_PRECONDITION
-        assert refused(layout, "z")[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused(layout, "a")[0] == AdminReply.CODE_FAILED_PRECONDITION
+        assert refused(layout, "z")[0] == AdminReply.CODE_INVALID_ARGUMENT
         install(layout, ONE)
-        status = admin(layout, "Activate", ActivateRequest(slot="a", release_id="release-one"))
+        status = admin(layout, ActivateRequest(slot="a", release_id="release-one"))
         assert (status.release_id, status.slot, status.variant) == ("release-one", "a", "fp32")
         assert serving.post(INFER, REQUEST).status == 200
-        assert admin(layout, "Status", ServingStatusRequest()).release_requests == 1
+        assert admin(layout).release_requests == 1
 
 
 def test_activation_under_load_on_both_doors_loses_no_request(layout: AgentLayout) -> None:
@@ -105,7 +118,7 @@ def test_activation_under_load_on_both_doors_loses_no_request(layout: AgentLayou
                     try:
                         result = client.infer("tiny", [tensor])
                     except Exception as error:
-                        failures.append(repr(error))
+                        failures.append(f"{type(error).__name__}: {error}")
                         continue
                     response = result.get_response()
                     version = response["model_version"] if isinstance(response, dict) else response.model_version
@@ -122,7 +135,7 @@ def test_activation_under_load_on_both_doors_loses_no_request(layout: AgentLayou
             thread.start()
         for turn in range(10):
             before = sum(answered.values())
-            admin(layout, "Activate", ActivateRequest(slot="b" if turn % 2 == 0 else "a"))
+            admin(layout, ActivateRequest(slot="b" if turn % 2 == 0 else "a"))
             while sum(answered.values()) < before + 5 and not failures:
                 pass
         done.set()
@@ -147,7 +160,7 @@ def test_a_corrupt_candidate_is_refused_and_the_old_release_answers(layout: Agen
     (content.folder / "infer.onnx").write_bytes(data)
     with ServingProcess(layout) as serving:
         code, reason = refused(layout, "b")
-        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert code == AdminReply.CODE_FAILED_PRECONDITION
         assert "not the file that was signed" in reason
         reply = serving.post(INFER, REQUEST)
         assert (reply.status, reply.document["model_version"]) == (200, "release-one")
@@ -160,7 +173,7 @@ def test_fallback_at_start_is_in_the_status(layout: AgentLayout) -> None:
     write_pointer(layout, Pointer("b", "release-two", True, previous_slot="a", previous_release="release-one"))
     with ServingProcess(layout) as serving:
         assert serving.post(INFER, REQUEST).document["model_version"] == "release-one"
-        status = admin(layout, "Status", ServingStatusRequest())
+        status = admin(layout)
         assert status.slot == "a"
         assert "slot b refused" in status.detail
 

@@ -8,7 +8,8 @@ from skerry_agent.serving.recent import AnsweredRequest, RecentRequests
 
 
 def request(rows: int = 1, elements: int = 4) -> AnsweredRequest:
-    return AnsweredRequest(np.zeros((rows, elements), dtype=np.float32), (0,) * rows, ("a",), "r1")
+    x = np.zeros((rows, elements), dtype=np.float32)
+    return AnsweredRequest(x, np.ones((rows, 1), dtype=np.float32), ("a",), "r1")
 
 
 def test_the_oldest_go_when_there_are_too_many_rows() -> None:
