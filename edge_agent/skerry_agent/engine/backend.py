@@ -58,6 +58,7 @@ class ModelSource:
         input: The data input.
         outputs: Outputs, in the order in which ``run`` returns them.
         maximum_batch: Largest batch that will be asked for, 1 or more.
+        format: What the file is, by the manifest: empty for ONNX, "ort" for onnxruntime's flat form.
     """
 
     onnx: bytes
@@ -65,6 +66,7 @@ class ModelSource:
     input: Port
     outputs: tuple[Port, ...]
     maximum_batch: int
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,24 @@ class BuiltModel:
         source: What it was built from.
         data: The runtime's form: the ONNX file itself, or a serialised engine.
         key: Names everything that ``data`` depends on; equal keys mean interchangeable data.
+        format: What ``data`` is, as in ``ModelSource.format``; engines have none.
+        kept: File of the cache that holds ``data``, to be deleted if the model turns out wrong; None if none does.
+        fresh: Whether it was built just now, so that building it again would lead nowhere else.
+        cache: Folder that a runtime may use that compiles while it loads; None if it may not.
     """
 
     source: ModelSource
     data: bytes
     key: str
+    format: str = ""
+    kept: Path | None = None
+    fresh: bool = True
+    cache: Path | None = None
+
+
+def base_form(variant: str) -> str:
+    """Form of a variant without the network that it is a form of: "int8-x86" of "small/int8-x86"."""
+    return variant.rpartition("/")[2]
 
 
 class Runner(Protocol):
@@ -112,12 +127,29 @@ class Backend(Protocol):
         """Name in choices, metrics and errors."""
         ...
 
-    def accepts(self, variant: str) -> bool:
-        """Whether the runtime can be asked to run a variant of that name."""
+    @property
+    def compiles(self) -> bool:
+        """Whether it compiles a graph for minutes before it runs it, so that this is not done while somebody waits."""
+        ...
+
+    def accepts(self, variant: str, form: str = "") -> bool:
+        """Whether the runtime can be asked to run a variant of that name and file format (``ModelSource.format``)."""
         ...
 
     def probe(self) -> Probe:
         """Look whether the runtime is here; never raises."""
+        ...
+
+    def keep(self, source: ModelSource, cache: Path) -> bool:
+        """Put a form that loads faster into the cache, for later calls of :meth:`build`.
+
+        Returns:
+            Whether there is one. False for a runtime whose ``build`` keeps everything, or has nothing to keep.
+
+        Raises:
+            BackendError: The runtime failed.
+            OSError: The disk is full; nothing is kept.
+        """
         ...
 
     def build(self, source: ModelSource, cache: Path) -> BuiltModel:

@@ -7,11 +7,11 @@ its drift window is reported then; ``infer`` never touches the network or the di
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,20 +20,31 @@ import numpy as np
 import numpy.typing as npt
 
 from skerry_agent.config import AgentConfig, AgentLayout, load_config
-from skerry_agent.drift.accumulator import DriftAccumulator, WindowLimits, WindowNumbers
+from skerry_agent.drift.accumulator import WindowLimits, WindowNumbers
 from skerry_agent.drift.reporter import Reporter, ReportSink
+from skerry_agent.engine.active import ActiveRelease, WindowSettings
+from skerry_agent.engine.admission import Admission
 from skerry_agent.engine.backend import Backend
 from skerry_agent.engine.backends import BACKENDS
-from skerry_agent.engine.counters import Counters, CounterValues
+from skerry_agent.engine.background_build import build_in_background
+from skerry_agent.engine.counters import Counters
 from skerry_agent.engine.device_class import detect_device_class
-from skerry_agent.engine.errors import BackendError, NoReleaseError
+from skerry_agent.engine.errors import BackendError, DeadlineError, NoReleaseError, OverloadedError
+from skerry_agent.engine.latency_contract import ContractSettings, LadderWatch
 from skerry_agent.engine.leases import Swappable
 from skerry_agent.engine.loader import LoadedRelease, load_release
-from skerry_agent.engine.model import ModelSpec, Prediction
+from skerry_agent.engine.model import ModelSpec
+from skerry_agent.engine.personal import PersonalSource
+from skerry_agent.engine.prediction import Prediction
+from skerry_agent.engine.slots_at_start import slots_to_try
+from skerry_agent.engine.status import EngineStatus, status_of
+from skerry_agent.engine.turn import wait_for_turn
 from skerry_agent.errors import ArtifactError, DeviceError, InputError
+from skerry_agent.policy.device_sensors import DeviceSensors
 from skerry_agent.policy.reporting import read_window_policy
+from skerry_agent.policy.sensors import KernelSensors, SensorSource
 from skerry_agent.trust.keyring import slot_keys
-from skerry_agent.update.slots import Pointer, SlotName, other_slot, read_pointer, read_slot
+from skerry_agent.update.slots import Pointer, SlotContent, SlotName, read_pointer, read_slot
 from skerry_contract.signing import EnvelopeVerifier
 
 if TYPE_CHECKING:
@@ -43,35 +54,6 @@ _log = logging.getLogger(__name__)
 
 #: How long :meth:`Engine.close` waits for requests that run (s).
 DRAIN_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class _Active:
-    """A release that answers, and the drift windows of its requests."""
-
-    release: LoadedRelease
-    drift: DriftAccumulator
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """What the engine does now.
-
-    Attributes:
-        release_id: Release that answers; empty if none does.
-        slot: Its slot; empty if none.
-        variant: Variant that answers; empty if none.
-        backend: Backend that runs it; empty if none.
-        detail: Why another slot than the pointer's answers, or none; empty if all is as it should be.
-        counters: Requests and latencies.
-    """
-
-    release_id: str
-    slot: str
-    variant: str
-    backend: str
-    detail: str
-    counters: CounterValues
 
 
 class Engine:
@@ -87,6 +69,9 @@ class Engine:
         limits: When a drift window closes, unless the control plane wants it otherwise.
         open_sink: Gives the outbox of the drift reports.
         follow: Whether to activate what the pointer of the data directory names when it changes.
+        serve_personal: Whether the device's own parameters may answer.
+        contract: Deadline, heat, and how many requests are computed at a time.
+        sensors: Heat and power mode; those of the kernel by default. Closed with the engine.
     """
 
     def __init__(
@@ -99,21 +84,30 @@ class Engine:
         limits: WindowLimits,
         open_sink: Callable[[], ReportSink],
         follow: bool,
+        serve_personal: bool = True,
+        contract: ContractSettings = ContractSettings(),  # noqa: B008  (it is frozen)
+        sensors: SensorSource | None = None,
     ) -> None:
         self._layout = layout
         self._verifier = verifier
         self._backends = backends
         self._device_class = device_class
         self._own_limits = limits
-        self._limits = self._wanted_limits()
+        self._limits = _wanted_limits(layout, limits)
         self._numbers = WindowNumbers(secrets.token_hex(8))
         self._counters = Counters()
-        self._models: Swappable[_Active] = Swappable(_close_active)
+        self._models: Swappable[ActiveRelease] = Swappable(ActiveRelease.close)
+        self._contract = contract
+        self._admission = Admission(contract.parallel, contract.queue)
+        self._sensors = sensors or KernelSensors()
+        self._ladder = LadderWatch(self._counters, self._sensors.read)
         self._activation = threading.Lock()
         self._detail = ""
         self._closed = False
         self._follow = follow
+        self._personal = PersonalSource(layout, backends, enabled=serve_personal, publish=not follow)
         self._seen: Pointer | None = None
+        self._background = build_in_background(layout, self.activate)
         self._reporter = Reporter(open_sink, tick=self._tick)
 
     @classmethod
@@ -154,6 +148,9 @@ class Engine:
             limits=WindowLimits(settings.window_requests, settings.window_seconds),
             open_sink=open_sink if open_sink is not None else lambda: open_outbox(layout, settings),
             follow=follow,
+            serve_personal=settings.serve_personal,
+            contract=ContractSettings.of(settings),
+            sensors=DeviceSensors(settings.power_saving),
         )
         engine._load_at_start()
         return engine
@@ -167,16 +164,21 @@ class Engine:
     def spec(self) -> ModelSpec | None:
         """What the release that answers takes and gives; None if there is none."""
         active = self._models.current
-        return None if active is None else active.release.model.spec
+        return None if active is None else active.model.spec
 
-    def infer(self, x: npt.NDArray[np.generic], request_id: str | None = None) -> Prediction:
+    def infer(
+        self, x: npt.NDArray[np.generic], request_id: str | None = None, *, deadline_us: float | None = None
+    ) -> Prediction:
         """Answer one request.
 
         Args:
             x: float32 [batch, ...] in raw units, or one row without the batch dimension.
             request_id: Repeated in the answer.
+            deadline_us: How long the answer may take; None: as the owner of the device has set, if anything.
 
         Raises:
+            DeadlineError: The answer would come too late; nothing was computed.
+            OverloadedError: Too many requests are under way; nothing was computed.
             InputError: The request is wrong: SchemaError, MissingValueError or OutOfRangeError.
             NoReleaseError: No release is active.
             BackendError: The runtime failed.
@@ -185,23 +187,41 @@ class Engine:
         lease = self._models.acquire()
         if lease is None:
             raise NoReleaseError(self._detail)
+        active, admission = lease.value, self._admission
         try:
-            active = lease.value
-            model = active.release.model
+            x = active.model.validate(x)
+            rung = active.rung
+            limit_us = active.deadline_us if deadline_us is None else deadline_us
+            if lease.users > admission.parallel or deadline_us is not None or active.shed_us != math.inf:
+                rung = wait_for_turn(admission, active, len(x), lease.users, deadline_us, started)
+            else:
+                admission.take()
             try:
-                scores, features = model.run(model.validate(x))
-            except InputError as error:
-                self._counters.refused(error)
-                active.drift.refuse(error)
-                raise
-            except BackendError:
-                self._counters.failed()
-                raise
-            latency_us = (time.perf_counter_ns() - started) / 1000
-            active.drift.record(features, scores, latency_us)
-            self._counters.answered(len(scores), latency_us)
-            spec = model.spec
-            return Prediction(scores, features, spec.classes, spec.release_id, request_id or "", latency_us)
+                began = time.perf_counter_ns()
+                scores, features = rung.model.run(x)
+                ended = time.perf_counter_ns()
+            finally:
+                admission.give(None)
+            if ended > rung.cost.note_at_ns:
+                rung.cost.note(len(scores), (ended - began) / 1000, ended)
+            latency_us = (ended - started) / 1000
+            rung.drift.record(features, scores, latency_us)
+            name = request_id or ""
+            self._counters.answered(len(scores), latency_us, rung.form, name, ended)
+            if latency_us > limit_us:
+                self._counters.late()
+            variant, spec = rung.model.variant, rung.model.spec
+            return Prediction(scores, features, spec.classes, spec.release_id, name, latency_us, variant, rung.number)
+        except InputError as error:
+            self._counters.refused(error)
+            active.rungs[0].drift.refuse(error)
+            raise
+        except BackendError:
+            self._counters.failed()
+            raise
+        except (DeadlineError, OverloadedError) as error:
+            self._counters.shed(error)
+            raise
         finally:
             lease.release()
 
@@ -211,7 +231,7 @@ class Engine:
         lease = self._models.acquire()
         if lease is not None:
             try:
-                lease.value.drift.refuse(error)
+                lease.value.rungs[0].drift.refuse(error)
             finally:
                 lease.release()
 
@@ -232,17 +252,12 @@ class Engine:
             found = content.manifest.release_id
             if release_id and release_id != found:
                 raise ArtifactError(release_id, f"slot {slot} holds release {found}")
-            release = load_release(content, backends=self._backends, device_class=self._device_class)
-            self._swap(release)
+            release = self._load(content)
             self._detail = ""
-        _log.info(
-            "release %s answers: slot %s, variant %s on %s, %.0f us",
-            found,
-            slot,
-            release.choice.variant,
-            release.choice.backend,
-            release.choice.latency_us,
+        forms = ", ".join(
+            f"{choice.variant} on {choice.backend} {choice.latency_us:.0f} us" for choice in release.choices
         )
+        _log.info("release %s answers: slot %s, %s", found, slot, forms)
         return self.status()
 
     def latest_latencies(self, since: int) -> tuple[int, list[float]]:
@@ -251,14 +266,14 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """What answers, and how it has done."""
-        active = self._models.current
-        counters = self._counters.read()
-        if active is None:
-            return EngineStatus("", "", "", "", self._detail, counters)
-        model = active.release.model
-        return EngineStatus(
-            model.spec.release_id, active.release.slot, model.variant, model.backend, self._detail, counters
-        )
+        lease = self._models.acquire()
+        counters, personal, sensors = self._counters.read(), self._personal.status, self._ladder.reading
+        if lease is None:
+            return EngineStatus("", "", "", "", self._detail, counters, personal, sensors=sensors)
+        try:
+            return status_of(lease.value, self._detail, counters, personal, sensors, in_flight=lease.users - 1)
+        finally:
+            lease.release()
 
     def close(self) -> None:
         """Report the open window and free the model. Requests that run are finished first; new ones are refused."""
@@ -270,6 +285,8 @@ class Engine:
         if not self._models.drain(DRAIN_SECONDS):
             _log.error("requests still run after %g s; their drift window is lost", DRAIN_SECONDS)
         self._reporter.close()
+        self._background.stop()
+        self._sensors.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -279,35 +296,60 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _swap(self, release: LoadedRelease) -> None:
-        drift = DriftAccumulator(
-            release_id=release.model.spec.release_id,
-            edges=release.edges,
-            edges_sha256=release.edges_sha256,
-            limits=self._limits,
-            numbers=self._numbers,
-            emit=self._reporter.submit,
+    def _load(self, content: SlotContent) -> LoadedRelease:
+        """Load a release, with the device's own parameters where they may answer, and let it answer."""
+        prepared = self._personal.prepare(content)
+        release = load_release(
+            content, backends=self._backends, device_class=self._device_class, extra=prepared.candidates
         )
-        self._models.replace(_Active(release, drift))
+        self._swap(release)
+        self._personal.loaded(prepared, release)
+        return release
+
+    def _follow_personal(self) -> None:
+        """Load the release that answers again when the device's own parameters for it have changed."""
+        if not self._personal.changed():
+            return
+        with self._activation:
+            active = self._models.current
+            if self._closed or active is None:
+                return
+            try:
+                content = read_slot(self._layout, active.release.slot, self._verifier)
+                if content.manifest.release_id == active.release.model.spec.release_id:
+                    self._load(content)
+                    return
+            except (ArtifactError, DeviceError) as error:
+                _log.error("the release is not loaded again for its personal form: %s", error)
+            self._personal.settle()
+
+    def _swap(self, release: LoadedRelease) -> None:
+        active = ActiveRelease(
+            release,
+            windows=WindowSettings(self._limits, self._numbers, self._reporter.submit),
+            counters=self._counters,
+            limits=self._contract.limits(release.model.spec.deadline_us),
+            shed_us=self._contract.deadline_us or math.inf,
+        )
+        self._models.replace(active)
         self._counters.release_changed()
 
     def _tick(self) -> None:
         """Once a second, on the reporter's thread."""
         if self._follow:
             self._follow_pointer()
-        self._limits = self._wanted_limits()
+        self._follow_personal()
+        active = self._models.current
+        self._background.follow(None if active is None else active.release)
+        self._limits = _wanted_limits(self._layout, self._own_limits)
         lease = self._models.acquire()
         if lease is not None:
             try:
-                lease.value.drift.limit(self._limits)
-                lease.value.drift.tick()
+                lease.value.limit_windows(self._limits)
+                if self._ladder.look(lease.value):
+                    _log.info("network %d answers %s", lease.value.rung.number, lease.value.ladder_reason)
             finally:
                 lease.release()
-
-    def _wanted_limits(self) -> WindowLimits:
-        """What the control plane wants, and the device's own configuration where it does not say."""
-        wanted, own = read_window_policy(self._layout), self._own_limits
-        return WindowLimits(wanted.window_requests or own.rows, wanted.window_ms / 1000 or own.seconds)
 
     def _follow_pointer(self) -> None:
         """Activate what the pointer names, once per change: a release that is refused is not tried again and again."""
@@ -325,7 +367,8 @@ class Engine:
 
     def _load_at_start(self) -> None:
         reasons: list[str] = []
-        for slot in self._slots_to_try(reasons):
+        self._seen, slots = slots_to_try(self._layout, self._verifier, reasons)
+        for slot in slots:
             try:
                 self.activate(slot)
             except ArtifactError as error:
@@ -335,27 +378,11 @@ class Engine:
             break
         self._detail = "; ".join(reasons)
 
-    def _slots_to_try(self, reasons: list[str]) -> list[SlotName]:
-        """The pointer's slot, then the previous one. A broken pointer leaves the newest release that verifies."""
-        try:
-            pointer = read_pointer(self._layout)
-        except ArtifactError as error:
-            reasons.append(error.reason)
-            return self._slots_by_sequence()
-        self._seen = pointer
-        if pointer is None:
-            return []
-        previous = pointer.previous_slot
-        return [pointer.slot] if previous in (None, pointer.slot) else [pointer.slot, other_slot(pointer.slot)]
 
-    def _slots_by_sequence(self) -> list[SlotName]:
-        sequences: dict[SlotName, int] = {}
-        for slot in ("a", "b"):
-            try:
-                sequences[slot] = read_slot(self._layout, slot, self._verifier).manifest.sequence
-            except ArtifactError:
-                continue
-        return sorted(sequences, key=lambda slot: -sequences[slot])
+def _wanted_limits(layout: AgentLayout, own: WindowLimits) -> WindowLimits:
+    """What the control plane wants, and the device's own configuration where it does not say."""
+    wanted = read_window_policy(layout)
+    return WindowLimits(wanted.window_requests or own.rows, wanted.window_ms / 1000 or own.seconds)
 
 
 def open_outbox(layout: AgentLayout, config: AgentConfig) -> Outbox:
@@ -368,9 +395,3 @@ def open_outbox(layout: AgentLayout, config: AgentConfig) -> Outbox:
         message_limit=config.outbox_messages,
         byte_limit=config.outbox_bytes,
     )
-
-
-def _close_active(active: _Active) -> None:
-    """Runs when the last request of a replaced release is done."""
-    active.drift.flush()
-    active.release.model.close()

@@ -45,6 +45,36 @@ class NoReleaseError(AgentError):
         super().__init__(f"no release active{': ' + detail if detail else ''}")
 
 
+class DeadlineError(AgentError):
+    """A request that was not computed, because its answer would have come too late.
+
+    Attributes:
+        deadline_us: How long the answer might take.
+        expected_us: How long it would take, by the requests under way and the latencies of this moment.
+    """
+
+    def __init__(self, deadline_us: float, expected_us: float) -> None:
+        self.deadline_us = deadline_us
+        self.expected_us = expected_us
+        super().__init__(
+            f"the answer is expected after {expected_us:.0f} us and would miss its deadline of {deadline_us:.0f} us"
+        )
+
+
+class OverloadedError(AgentError):
+    """A request that was not computed, because too many others are under way.
+
+    Attributes:
+        in_flight: How many are.
+        limit: How many may be.
+    """
+
+    def __init__(self, in_flight: int, limit: int) -> None:
+        self.in_flight = in_flight
+        self.limit = limit
+        super().__init__(f"{in_flight} requests are under way, and at most {limit} may be; ask again")
+
+
 class BackendError(AgentError):
     """An inference runtime that could not build, load or run a model.
 

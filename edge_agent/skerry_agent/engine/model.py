@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +40,7 @@ class ModelSpec:
         features: Output with drift features, [F].
         classes: Class names in the order of the scores.
         maximum_batch: Most rows of one request.
+        deadline_us: How long an answer may take (us); 0 if the release does not say.
     """
 
     release_id: str
@@ -52,6 +52,7 @@ class ModelSpec:
     features: Port
     classes: tuple[str, ...]
     maximum_batch: int
+    deadline_us: float = 0.0
 
     @property
     def row_bytes(self) -> int:
@@ -94,6 +95,7 @@ class ModelSpec:
             features=features,
             classes=classes,
             maximum_batch=max(1, min(MAXIMUM_BATCH, INFERENCE_BYTES // row_bytes)),
+            deadline_us=float(manifest.deadline_us),
         )
 
 
@@ -107,59 +109,6 @@ def _port(release_id: str, spec: TensorSpec) -> Port:
 def _bound(value: float) -> float:
     """A bound as float32 sees it: a value that rounds to the bound is inside."""
     return float(np.float32(min(max(value, -_LARGEST), _LARGEST)))
-
-
-class Prediction(NamedTuple):
-    """The answer to one request. Its arrays are read-only; everything derived is computed when it is read.
-
-    Attributes:
-        scores: float32 [batch, classes], logits.
-        features: float32 [batch, F], what drift is measured on.
-        classes: Class names in the order of the scores.
-        release_id: Release that answered.
-        request_id: As given; empty if none was.
-        latency_us: Time from the call to the answer.
-    """
-
-    scores: Floats
-    features: Floats
-    classes: tuple[str, ...]
-    release_id: str
-    request_id: str
-    latency_us: float
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """int64 [batch]: index of the best class of each row."""
-        labels: npt.NDArray[np.int64] = self.scores.argmax(axis=1)
-        return labels
-
-    @property
-    def label(self) -> int:
-        """Index of the best class of the first row."""
-        return int(self.scores[0].argmax())
-
-    @property
-    def class_name(self) -> str:
-        """Name of the best class of the first row."""
-        return self.classes[self.label]
-
-    @property
-    def confidences(self) -> Floats:
-        """float32 [batch]: softmax probability of the best class of each row."""
-        return confidences(self.scores)
-
-    @property
-    def confidence(self) -> float:
-        """Softmax probability of the best class of the first row."""
-        return float(confidences(self.scores[:1])[0])
-
-
-def confidences(scores: Floats) -> Floats:
-    """Softmax probability of the best class: float32 [batch] from finite scores [batch, classes]."""
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    best: Floats = (1.0 / shifted.sum(axis=1)).astype(np.float32)
-    return best
 
 
 class Model:

@@ -8,12 +8,12 @@ answers nor take it down if a runtime crashes on a graph.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any, cast
 
 from skerry_agent.config import AgentLayout, load_config
+from skerry_agent.engine.choice import finite
 from skerry_agent.engine.device_class import detect_device_class
 from skerry_agent.engine.proof import Proof, prove
 from skerry_agent.errors import ArtifactError, DeviceError
@@ -30,8 +30,9 @@ def main(arguments: list[str]) -> int:
         return USAGE
     layout = AgentLayout(Path(arguments[0]))
     try:
-        content = read_slot(layout, cast("SlotName", arguments[1]), slot_keys(layout, load_config(layout)))
-        proof = prove(content, device_class=detect_device_class())
+        config = load_config(layout)
+        content = read_slot(layout, cast("SlotName", arguments[1]), slot_keys(layout, config))
+        proof = prove(content, device_class=detect_device_class(), budget_s=config.choosing_seconds)
     except ArtifactError as error:
         print(json.dumps({"error": error.reason, "release_id": error.release_id}))
         return REFUSED
@@ -44,11 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def _document(proof: Proof) -> dict[str, Any]:
     """JSON has no infinity: what was not measured is null."""
-    results = [
-        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()}
-        for entry in proof.results
-    ]
-    return {**proof.__dict__, "results": results}
+    return {**proof.__dict__, "results": [finite(entry) for entry in proof.results]}
 
 
 if __name__ == "__main__":

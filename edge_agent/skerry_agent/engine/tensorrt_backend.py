@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from skerry_agent.engine.backend import BuiltModel, Floats, ModelSource, Port, Probe, Runner
+from skerry_agent.engine.backend import BuiltModel, Floats, ModelSource, Port, Probe, Runner, base_form
 from skerry_agent.engine.errors import BackendError
 from skerry_agent.files import write_atomically
 
@@ -49,6 +49,7 @@ class TensorRtBackend:
     """
 
     name = NAME
+    compiles = True
 
     def __init__(
         self,
@@ -58,9 +59,9 @@ class TensorRtBackend:
         self._import_tensorrt = import_tensorrt
         self._import_cuda = import_cuda
 
-    def accepts(self, variant: str) -> bool:
-        """Symmetric int8 Q/DQ and float32; unsigned activations (int8-x86) are not TensorRT's."""
-        return variant in ("fp32", "int8-qdq")
+    def accepts(self, variant: str, form: str = "") -> bool:
+        """Symmetric int8 Q/DQ and floats; unsigned activations (int8-x86) are not TensorRT's."""
+        return not form and base_form(variant) in ("fp32", "fp16", "int8-qdq")
 
     def probe(self) -> Probe:
         """See :class:`~skerry_agent.engine.backend.Backend`."""
@@ -71,6 +72,10 @@ class TensorRtBackend:
             return Probe(False, "", str(error))
         return Probe(True, f"{trt.__version__}; {identity}", identity)
 
+    def keep(self, source: ModelSource, cache: Path) -> bool:
+        """``build`` keeps its engines by itself."""
+        return False
+
     def build(self, source: ModelSource, cache: Path) -> BuiltModel:
         """Build an engine for batches of 1 to ``maximum_batch``, best at 1, or take it from the cache."""
         trt, cuda = self._modules("build")
@@ -79,12 +84,12 @@ class TensorRtBackend:
         if path.exists():
             data = path.read_bytes()
             if trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(data) is not None:
-                return BuiltModel(source, data, key)
+                return BuiltModel(source, data, key, kept=path, fresh=False)
             _log.warning("cached engine %s is refused by TensorRT %s and is built again", path.name, trt.__version__)
         cache.mkdir(parents=True, exist_ok=True)
-        data = _build_engine(trt, source, cache / "timing.cache")
+        data = _build_engine(trt, source, cache / f"{self._timing_key(trt, cuda)}.timing")
         write_atomically(path, data)
-        return BuiltModel(source, data, key)
+        return BuiltModel(source, data, key, kept=path)
 
     def load(self, built: BuiltModel) -> Runner:
         """See :class:`~skerry_agent.engine.backend.Backend`."""
@@ -113,6 +118,11 @@ class TensorRtBackend:
             f"strongly typed, workspace {WORKSPACE_BYTES}",
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @staticmethod
+    def _timing_key(trt: Any, cuda: Any) -> str:
+        """Timings of kernels hold for a device and a version, whatever the graph."""
+        return hashlib.sha256(f"{trt.__version__}\n{_device_identity(cuda)}".encode()).hexdigest()[:32]
 
 
 class TensorRtRunner:
@@ -218,13 +228,21 @@ def _build_engine(trt: Any, source: ModelSource, timing: Path) -> bytes:
     one = (1, *source.input.shape)
     profile.set_shape(source.input.name, one, one, (source.maximum_batch, *source.input.shape))
     config.add_optimization_profile(profile)
-    cache = config.create_timing_cache(timing.read_bytes() if timing.exists() else b"")
-    config.set_timing_cache(cache, False)
+    if not config.set_timing_cache(config.create_timing_cache(_read(timing)), False):
+        _log.warning("timing cache %s is refused and is made anew", timing.name)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise BackendError(NAME, "build", "the builder gave no engine; its log says why")
     write_atomically(timing, bytes(config.get_timing_cache().serialize()))
     return bytes(serialized)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _check_tensors(trt: Any, engine: Any, source: ModelSource) -> None:

@@ -49,6 +49,7 @@ class FakeGpu:
         version: TensorRT version, "10.3.0" or "11.4.1".
         power_mode: Changes the device's identity through its name.
         builds: How many engines were built.
+        timings_reused: How many builds began with timings of this very device and version.
         memory: Address to buffer: what is not freed yet.
         streams: Streams that are not destroyed yet.
     """
@@ -57,6 +58,7 @@ class FakeGpu:
     name: str = "Fake Orin"
     faults: Faults = field(default_factory=Faults)
     builds: int = 0
+    timings_reused: int = 0
     mallocs: int = 0
     memory: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
     streams: set[int] = field(default_factory=set)
@@ -146,12 +148,16 @@ class _Profile:
 
 
 class _TimingCache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
     def serialize(self) -> bytes:
-        return b"timing"
+        return self.data
 
 
 class _Config:
-    def __init__(self) -> None:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
         self._profiles: list[_Profile] = []
         self._cache: _TimingCache | None = None
         self._limits: dict[str, int] = {}
@@ -165,12 +171,15 @@ class _Config:
         return len(self._profiles) - 1
 
     def create_timing_cache(self, data: bytes) -> _TimingCache:
-        assert data in (b"", b"timing")
-        return _TimingCache()
+        return _TimingCache(data)
 
     def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
-        self._cache = cache
+        mine = f"timing of {self._gpu.name} by {self._gpu.version}".encode()
+        if cache.data not in (b"", mine):
+            return False
+        self._gpu.timings_reused += cache.data == mine
+        self._cache = _TimingCache(mine)
         return True
 
     def get_timing_cache(self) -> _TimingCache:
@@ -189,7 +198,7 @@ class _Builder:
         return _Network(flags)
 
     def create_builder_config(self) -> _Config:
-        return _Config()
+        return _Config(self._gpu)
 
     def create_optimization_profile(self) -> _Profile:
         return _Profile()

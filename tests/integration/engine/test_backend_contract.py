@@ -164,7 +164,19 @@ class TestTensorRt:
         backend.build(source(), tmp_path)
         backend.build(source(), tmp_path)
         assert gpu.builds == 1
-        assert (tmp_path / "timing.cache").read_bytes() == b"timing"
+        assert [path.read_bytes() for path in tmp_path.glob("*.timing")] == [b"timing of Fake Orin by 10.3.0"]
+
+    def test_timings_are_reused_by_another_graph_and_forgotten_when_they_are_refused(
+        self, gpu: FakeGpu, backend: TensorRtBackend, tmp_path: Path
+    ) -> None:
+        backend.build(source(), tmp_path)
+        backend.build(source(TinyRelease(seed=2).graph("fp32")), tmp_path)
+        assert gpu.timings_reused == 1
+        (timings,) = tmp_path.glob("*.timing")
+        timings.write_bytes(b"rotten")
+        backend.build(source(TinyRelease(seed=3).graph("fp32")), tmp_path)
+        assert (gpu.builds, gpu.timings_reused) == (3, 1)
+        assert timings.read_bytes() == b"timing of Fake Orin by 10.3.0"
 
     @pytest.mark.parametrize(("name", "version"), [("Fake Thor", "10.3.0"), ("Fake Orin", "10.9.0")])
     def test_another_gpu_or_version_builds_again(
@@ -244,3 +256,5 @@ class TestTensorRt:
     @pytest.mark.parametrize(("variant", "accepted"), [("fp32", True), ("int8-qdq", True), ("int8-x86", False)])
     def test_only_symmetric_variants(self, backend: TensorRtBackend, variant: str, accepted: bool) -> None:
         assert backend.accepts(variant) is accepted
+        assert backend.accepts(f"small/{variant}") is accepted
+        assert not backend.accepts(variant, "ort")

@@ -18,7 +18,7 @@ from integration.engine.fake_tensorrt import FakeGpu
 from integration.engine.tiny_bundle import TinyRelease, enrol, install, some_input
 from skerry_agent import Engine
 from skerry_agent.config import AgentLayout
-from skerry_agent.engine.choice import CHOICE, read_choice
+from skerry_agent.engine.choice import CHOICE, read_choices
 from skerry_agent.engine.errors import BackendError, MissingValueError, NoReleaseError, OutOfRangeError, SchemaError
 from skerry_agent.engine.onnxruntime_backend import OnnxRuntimeBackend
 from skerry_agent.engine.tensorrt_backend import TensorRtBackend
@@ -81,32 +81,41 @@ def test_the_choice_is_kept_and_used_at_the_next_start(layout: AgentLayout, open
     content = install(layout, TinyRelease(slow_variants={"fp32": 40}))
     with open_engine() as engine:
         assert engine.status().variant == "int8-qdq"
-    choice = read_choice(content.folder)
-    assert choice is not None
-    assert (choice.variant, choice.backend) == ("int8-qdq", "onnxruntime")
-    document = json.loads((content.folder / CHOICE).read_bytes())
-    (content.folder / CHOICE).write_text(json.dumps({**document, "variant": "fp32"}))
+    kept = read_choices(content.folder)
+    assert kept is not None
+    assert [(choice.variant, choice.backend) for choice in kept.choices] == [("int8-qdq", "onnxruntime")]
+    change_choice(content.folder, {}, {"variant": "fp32"})
     with open_engine() as engine:
         assert engine.status().variant == "fp32"
 
 
+def change_choice(folder: Path, whole: dict[str, Any], first: dict[str, Any]) -> None:
+    """Change fields of choice.json and of its first choice."""
+    document = json.loads((folder / CHOICE).read_bytes())
+    document["choices"][0].update(first)
+    (folder / CHOICE).write_text(json.dumps({**document, **whole}))
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("whole", "first"),
     [
-        {"bundle_sha256": "00"},
-        {"backend_version": "0.1"},
-        {"backend": "tensorrt"},
-        {"variant": "int4"},
-        {"latency_us": "fast"},
+        ({"bundle_sha256": "00"}, {}),
+        ({"hardware": "another machine"}, {}),
+        ({"choices": []}, {}),
+        ({"measurements": [{}]}, {}),
+        ({}, {"backend_version": "0.1"}),
+        ({}, {"backend": "tensorrt"}),
+        ({}, {"variant": "int4"}),
+        ({}, {"rung": 1}),
+        ({}, {"latency_us": "fast"}),
     ],
 )
 def test_a_choice_that_does_not_hold_is_measured_again(
-    layout: AgentLayout, open_engine: OpenEngine, change: dict[str, Any]
+    layout: AgentLayout, open_engine: OpenEngine, whole: dict[str, Any], first: dict[str, Any]
 ) -> None:
     content = install(layout, TinyRelease(slow_variants={"int8-qdq": 40}))
     open_engine().close()
-    document = json.loads((content.folder / CHOICE).read_bytes())
-    (content.folder / CHOICE).write_text(json.dumps({**document, "variant": "int8-qdq", **change}))
+    change_choice(content.folder, whole, {"variant": "int8-qdq", **first})
     with open_engine() as engine:
         assert engine.status().variant == "fp32"
 
@@ -133,7 +142,7 @@ def flip_byte(path: Path, position: int = 50) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "rotten model": (lambda f: flip_byte(f / "infer.onnx"), "infer.onnx is not the file that was signed"),
     "short model": (lambda f: (f / "infer.onnx").write_bytes(b"x"), "infer.onnx has 1 bytes"),
-    "no model": (lambda f: (f / "infer.onnx").unlink(), "infer.onnx cannot be read"),
+    "no model": (lambda f: (f / "infer.onnx").unlink(), "infer.onnx are not here"),
     "rotten golden": (lambda f: flip_byte(f / "golden.pb"), "golden.pb is not the file"),
     "no golden": (lambda f: (f / "golden.pb").unlink(), "golden.pb cannot be read"),
     "rotten edges": (lambda f: flip_byte(f / "drift_edges.pb"), "drift_edges.pb is not the file"),
@@ -410,9 +419,9 @@ def test_prove_writes_the_choice_and_one_line_of_json(layout: AgentLayout) -> No
     assert (document["variant"], document["backend"]) == ("int8-qdq", "onnxruntime")
     assert document["latency_us"] > 0
     assert [result["correct"] for result in document["results"]] == [True, True]
-    choice = read_choice(content.folder)
-    assert choice is not None
-    assert choice.variant == "int8-qdq"
+    kept = read_choices(content.folder)
+    assert kept is not None
+    assert kept.choices[0].variant == document["rungs"][0] == "int8-qdq"
 
 
 def test_prove_refuses_with_the_reason(layout: AgentLayout) -> None:

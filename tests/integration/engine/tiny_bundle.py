@@ -48,6 +48,7 @@ class TinyRelease:
         signer: Who signs.
         minimum, maximum: Range of the input.
         work: Width of an extra layer whose result is multiplied by zero: makes a variant slow.
+        rungs: Variant to its place on the ladder; 0 if it is not named. Each rung above 0 has a golden file of its own.
     """
 
     release_id: str = "release-one"
@@ -63,6 +64,7 @@ class TinyRelease:
     minimum: float = -100.0
     maximum: float = 100.0
     input_shape: tuple[int, ...] = SHAPE
+    rungs: dict[str, int] = field(default_factory=dict)
 
     def weights(self, variant: str) -> tuple[Floats, Floats]:
         """W [6, 3] and b [3] of a variant."""
@@ -80,6 +82,11 @@ class TinyRelease:
         scores = (x.reshape(len(x), -1) @ w + b).astype(np.float32)
         return scores, x.mean(axis=2, dtype=np.float32)
 
+    def golden(self, variant: str) -> str:
+        """Golden file of a variant, as its manifest names it."""
+        rung = self.rungs.get(variant, 0)
+        return f"golden.{rung}.pb" if rung else ""
+
     def graph(self, variant: str) -> bytes:
         """The ONNX file of a variant."""
         w, b = self.weights(variant)
@@ -90,19 +97,22 @@ class TinyRelease:
     def write(self, folder: Path) -> ReleaseManifest:
         """Write the bundle and its signed manifest into an empty folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        paths = {name: "infer.onnx" if name == "fp32" else f"infer.{name}.onnx" for name in self.variants}
+        paths = {
+            name: "infer.onnx" if name == "fp32" else f"infer.{name.replace('/', '-')}.onnx" for name in self.variants
+        }
         for name, path in paths.items():
             (folder / path).write_bytes(self.graph(name))
         x = np.random.default_rng(7).normal(size=(5, *SHAPE)).astype(np.float32)
-        golden = GoldenSet(inputs=[encode_tensor("input", x)])
+        goldens = {self.golden(name): GoldenSet(inputs=[encode_tensor("input", x)]) for name in self.variants}
         for name in self.variants:
             scores, features = self.compute(x, name)
-            golden.outputs.append(
+            goldens[self.golden(name)].outputs.append(
                 GoldenOutputs(
                     variant=name, tensors=[encode_tensor("scores", scores), encode_tensor("features", features)]
                 )
             )
-        (folder / "golden.pb").write_bytes(golden.SerializeToString())
+        for path, golden in goldens.items():
+            (folder / (path or "golden.pb")).write_bytes(golden.SerializeToString())
         reference = np.random.default_rng(8).normal(size=(300, *SHAPE)).astype(np.float32)
         scores, features = self.compute(reference)
         edges = build_edges(
@@ -121,7 +131,14 @@ class TinyRelease:
             task=self.task,
             files=list(describe_folder(folder)),
             variants=[
-                Variant(name=n, path=p, device_classes=self.device_classes, golden_tolerance=self.tolerance)
+                Variant(
+                    name=n,
+                    path=p,
+                    device_classes=self.device_classes,
+                    golden_tolerance=self.tolerance,
+                    rung=self.rungs.get(n, 0),
+                    golden=self.golden(n),
+                )
                 for n, p in paths.items()
             ],
             inputs=[

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skerry_agent.engine.backend import BuiltModel, Floats, ModelSource, Port, Probe, Runner
-from skerry_agent.engine.chooser import Candidate, Measurement, choose, decide
+from skerry_agent.engine.choice import Measurement
+from skerry_agent.engine.chooser import Candidate, choose, decide
 from skerry_agent.engine.errors import BackendError
 from skerry_agent.engine.golden import Golden
 from skerry_agent.errors import ArtifactError
@@ -45,6 +48,7 @@ class ClockedBackend:
     """A backend whose runs take a chosen time of a made-up clock; counts what is open."""
 
     name = "clocked"
+    compiles = False
 
     def __init__(self, micros: dict[bytes, float], *, wrong: bytes = b"", refuses: bytes = b"") -> None:
         self.micros = micros
@@ -53,8 +57,11 @@ class ClockedBackend:
         self.now = 0.0
         self.open = 0
 
-    def accepts(self, variant: str) -> bool:
+    def accepts(self, variant: str, form: str = "") -> bool:
         return True
+
+    def keep(self, source: ModelSource, cache: Path) -> bool:
+        return False
 
     def probe(self) -> Probe:
         return Probe(True, "1", "made up")
@@ -161,3 +168,67 @@ def test_when_none_is_correct_nothing_stays_open(tmp_path: Path) -> None:
         )
     assert caught.value.release_id == "release-9"
     assert backend.open == 0
+
+
+def test_fp32_is_measured_first_and_what_the_budget_does_not_reach_is_said(tmp_path: Path) -> None:
+    backend = ClockedBackend({b"fp32": 1_000_000, b"int8-qdq": 1, b"int8-x86": 1})
+    chosen, all_of_them, runner = choose(
+        "r",
+        [candidate(v) for v in ("int8-qdq", "int8-x86", "fp32")],
+        backends={"clocked": backend},
+        golden=GOLDEN,
+        cache=tmp_path,
+        budget_s=2,
+        clock=lambda: backend.now,
+    )
+    assert chosen.variant == "fp32"  # its golden check alone took two seconds
+    assert [(m.variant, m.tried) for m in all_of_them] == [("int8-qdq", False), ("int8-x86", False), ("fp32", True)]
+    assert "time budget of 2 s" in all_of_them[0].detail
+    runner.close()
+
+
+def test_a_hopeless_candidate_is_not_run_to_the_end(tmp_path: Path) -> None:
+    class Counting(ClockedRunner):
+        runs = 0
+
+        def run(self, x: Floats) -> tuple[Floats, ...]:
+            Counting.runs += self.data == b"int8-qdq"
+            return super().run(x)
+
+    class CountingBackend(ClockedBackend):
+        def load(self, built: BuiltModel) -> Runner:
+            self.open += 1
+            return Counting(self, built.data)
+
+    backend = CountingBackend({b"fp32": 30, b"int8-qdq": 90, b"int8-x86": 20})
+    _, measurements, runner = choose(
+        "r",
+        [candidate(v) for v in ("fp32", "int8-qdq", "int8-x86")],
+        backends={"clocked": backend},
+        golden=GOLDEN,
+        cache=tmp_path,
+        clock=lambda: backend.now,
+    )
+    assert Counting.runs < 50
+    assert [m.median_us for m in measurements] == pytest.approx([30, 90, 20])
+    runner.close()
+
+
+@given(
+    st.lists(
+        st.builds(
+            measured,
+            st.sampled_from(["fp32", "small/fp32", "int8-qdq", "int8-x86", "fp16"]),
+            st.floats(1, 1e6),
+            st.floats(1, 1e6),
+            correct=st.booleans(),
+        )
+    )
+)
+def test_the_choice_is_never_wrong_and_never_slower_than_a_correct_fp32(measurements: list[Measurement]) -> None:
+    chosen = decide(measurements)
+    correct = [m for m in measurements if m.correct]
+    assert (chosen is None) == (not correct)
+    if chosen is not None:
+        assert chosen.correct
+        assert all(chosen.median_us <= m.median_us for m in correct if m.variant.endswith("fp32"))

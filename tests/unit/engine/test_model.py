@@ -11,7 +11,8 @@ import pytest
 
 from skerry_agent.engine.backend import Floats, Port
 from skerry_agent.engine.errors import BackendError, MissingValueError, OutOfRangeError, SchemaError
-from skerry_agent.engine.model import Model, ModelSpec, Prediction
+from skerry_agent.engine.model import Model, ModelSpec
+from skerry_agent.engine.prediction import Prediction
 from skerry_agent.errors import ArtifactError, InputError
 from skerry_contract.v1.common_pb2 import TensorSpec
 from skerry_contract.v1.release_pb2 import ReleaseManifest
