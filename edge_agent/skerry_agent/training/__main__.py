@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from skerry_agent.config import AgentLayout, load_config
 from skerry_agent.errors import AgentError
+from skerry_agent.isolation import keep_off_serving
 from skerry_agent.training.process import run
 
 # flwr reads both when it is imported: a device tells nobody that it exists.
@@ -23,8 +25,10 @@ def main() -> int:
         return 2
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    root = Path(sys.argv[1])
     try:
-        return run(Path(sys.argv[1]))
+        logging.getLogger("skerry_agent.training").info("%s", keep_off_serving(load_config(AgentLayout(root))))
+        return run(root)
     except AgentError as error:
         sys.stderr.write(f"skerry-agent training: {error}\n")
         return 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.errors import ArtifactError
@@ -28,6 +28,18 @@ _GOLDEN_BYTES = 1 << 30
 _RETRY_S = 60.0
 
 
+class StepMissingError(ArtifactError):
+    """No slot has the train step that is asked for.
+
+    Attributes:
+        code: Which of :data:`skerry_contract.campaign.STAY_OUT` that is.
+    """
+
+    def __init__(self, reason: str, *, code: str) -> None:
+        self.code = code
+        super().__init__("", reason)
+
+
 @dataclass(frozen=True)
 class TrainingBundle:
     """A trainer and where it comes from.
@@ -37,12 +49,14 @@ class TrainingBundle:
         task: Task of the release.
         train_step_sha256: Hexadecimal digest of train_step.onnx.
         release_id: Release whose files it was built from.
+        calibrate: calibrate.onnx; empty for a release that has none.
     """
 
     trainer: OnnxTrainer
     task: str
     train_step_sha256: str
     release_id: str
+    calibrate: bytes = field(default=b"", repr=False)
 
 
 class TrainingBundles:
@@ -102,7 +116,7 @@ class TrainingBundles:
     def _find(self, train_step_sha256: str) -> SlotContent:
         pointer = read_pointer(self._layout)
         if pointer is None:
-            raise ArtifactError("", "no release is installed yet")
+            raise StepMissingError("no release is installed yet", code="no-release")
         have: list[str] = []
         for slot in (pointer.slot, other_slot(pointer.slot)):
             try:
@@ -112,8 +126,8 @@ class TrainingBundles:
             if content.manifest.train_step_sha256.hex() == train_step_sha256:
                 return content
             have.append(content.manifest.train_step_sha256.hex()[:12])
-        raise ArtifactError(
-            "", f"train step {train_step_sha256[:12]} is not installed, only {', '.join(have) or 'none'}"
+        raise StepMissingError(
+            f"train step {train_step_sha256[:12]} is not installed, only {', '.join(have) or 'none'}", code="other-step"
         )
 
 
@@ -128,7 +142,14 @@ def _build(content: SlotContent, train_step_sha256: str) -> TrainingBundle:
         trainer.check_golden_step(golden)
     except ContractError as error:
         raise ArtifactError(content.manifest.release_id, str(error)) from error
-    return TrainingBundle(trainer, content.manifest.task, train_step_sha256, content.manifest.release_id)
+    has_graph = any(item.path == "calibrate.onnx" for item in content.manifest.files)
+    return TrainingBundle(
+        trainer,
+        content.manifest.task,
+        train_step_sha256,
+        content.manifest.release_id,
+        _read(content, "calibrate.onnx") if has_graph else b"",
+    )
 
 
 def _read(content: SlotContent, name: str) -> bytes:

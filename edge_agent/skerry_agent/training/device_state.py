@@ -1,7 +1,8 @@
 """What training keeps on the device between rounds and restarts, in one folder.
 
 ``models``: models that the next one may be a difference from. ``campaigns``: what belongs to answers, per campaign.
-``personal``: parameters that stay here, per task. ``fresh.json``: which labelled samples an accepted update has seen.
+``personal``: parameters that stay here, per task. ``forms``: releases with them, :mod:`.personal_forms`.
+``fresh.json``: which labelled samples an accepted update has seen.
 Everything is a cache of something that can be had again or done without; removing the folder is always safe, and costs
 a campaign in progress the residual or control variate of this device.
 """
@@ -49,3 +50,8 @@ class DeviceState:
             CampaignJournal(below("campaigns"), reserve=reserve, disk=disk),
             PersonalParameters(below("personal"), reserve=reserve, disk=disk),
         )
+
+
+def open_personal(folder: Path) -> PersonalParameters:
+    """What campaigns keep below the same folder, for another thread that only reads; opened before both run."""
+    return PersonalParameters(folder / "personal")

@@ -20,6 +20,22 @@ logger = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
 
 
+def read_kept(path: Path, *, limit: int) -> bytes:
+    """The content of a kept file, for a process that does not own it: nothing is changed.
+
+    Raises:
+        OSError: It cannot be read; FileNotFoundError if there is none.
+        ValueError: It is torn, rotten, or larger than ``limit``.
+    """
+    if path.stat().st_size > limit + _DIGEST_BYTES:
+        raise ValueError(f"more than {limit} bytes")
+    data = path.read_bytes()
+    content = data[_DIGEST_BYTES:]
+    if hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest() != data[:_DIGEST_BYTES]:
+        raise ValueError("its digest is another")
+    return content
+
+
 class KeptFiles:
     """Named contents in one folder; used by one thread of one process.
 
@@ -60,6 +76,17 @@ class KeptFiles:
         except OSError:
             return 0
 
+    def digest(self, name: str) -> bytes:
+        """Digest (32 bytes) that a content was written with, read without it; empty if there is none."""
+        if self._folder is None:
+            content = self._memory.get(name)
+            return b"" if content is None else hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+        try:
+            with self._path(name).open("rb") as file:
+                return file.read(_DIGEST_BYTES)
+        except OSError:
+            return b""
+
     def age_s(self, name: str, now_s: float) -> float:
         """Seconds since the write, by the wall clock ``now_s``; never negative. 0 in memory."""
         if self._folder is None:
@@ -75,19 +102,13 @@ class KeptFiles:
             return self._memory.get(name)
         path = self._path(name)
         try:
-            if path.stat().st_size > self._limit + _DIGEST_BYTES:
-                raise ValueError(f"more than {self._limit} bytes")
-            data = path.read_bytes()
-            content = data[_DIGEST_BYTES:]
-            if hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest() != data[:_DIGEST_BYTES]:
-                raise ValueError("its digest is another")
+            return read_kept(path, limit=self._limit)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             logger.warning("%s is dropped: %s", path, error)
             self.remove(name)
             return None
-        return content
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a content.

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import http.client
+import io
 import socket
 import ssl
 from base64 import b64encode
@@ -29,6 +30,11 @@ from skerry_contract.errors import WireError
 PATIENCE_S = 20.0
 #: A request that was refused is signed again when its time was off by more (seconds); the SuperLink allows 5.
 CLOCK_OFF_S = 4.0
+#: A signed time is used again for so long (seconds): signing costs a small device some milliseconds, and the SuperLink,
+#: which accepts it for minutes, does not check the same one twice within a second.
+SIGNED_S = 1.0
+#: Bytes of a blob that are taken at a time: they are still in the processor's cache when they are looked at again.
+PIECE_BYTES = 1 << 18
 #: Longest reason of a refusal that is read (bytes).
 REASON_BYTES = 2000
 
@@ -84,6 +90,7 @@ class LaneClient:
         self._tls = tls
         self._clock = clock
         self._connection: http.client.HTTPSConnection | None = None
+        self._signature: tuple[float, dict[str, str]] | None = None
         self.node_id = 0
 
     def attach(self) -> int:
@@ -137,13 +144,13 @@ class LaneClient:
         """Stop being a node; raises as :meth:`exchange`."""
         self._frame("POST", lane.DETACH_PATH, lane.pack({}))
 
-    def get_blob(self, sha256: str, size: int, *, into: bytearray, start: int = 0) -> int:
+    def get_blob(self, sha256: str, size: int, *, take: Callable[[memoryview], object], start: int = 0) -> int:
         """Fetch a blob, or the rest of it; returns how many bytes there are now.
 
         Args:
             sha256: Its name.
             size: Its size (bytes).
-            into: Of that size.
+            take: Gets every piece, in order, while the next ones are on their way; must not keep it.
             start: How many bytes are there already.
 
         Raises:
@@ -152,12 +159,14 @@ class LaneClient:
         headers = {"range": f"bytes={start}-"} if start else {}
         response = self._request("GET", lane.BLOB_PREFIX + sha256, b"", headers)
         self._check(response)
-        view, position = memoryview(into), start
         if response.length != size - start:
             self.close()
             raise LinkError(f"blob {sha256[:12]} has {response.length} bytes more, not {size - start}")
+        position = start
+        piece = memoryview(bytearray(min(PIECE_BYTES, size - start)))
         try:
-            while position < size and (got := response.readinto(view[position:])):
+            while position < size and (got := response.readinto(piece[: size - position])):
+                take(piece[:got])
                 position += got
         except (OSError, http.client.HTTPException) as error:
             self.close()
@@ -221,9 +230,9 @@ class LaneClient:
         """Send, once more over a new connection if the kept one had been closed, or if the signed time was wrong."""
         for attempt in (1, 2):
             kept = self._connection is not None
-            signed_s = self._clock.now()
+            signed_s, signed = self._sign()
             try:
-                response = self._send(method, path, body, {**headers, **self._signed(signed_s)}, wait_s)
+                response = self._send(method, path, body, {**headers, **signed}, wait_s)
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as error:
                 self.close()
                 if kept and attempt == 1:
@@ -234,6 +243,8 @@ class LaneClient:
                 raise LinkError(f"{type(error).__name__}: {error}") from error
             self._clock.learn(response.headers.get("date"))
             off = abs(self._clock.now() - signed_s) > CLOCK_OFF_S
+            if response.status == http.client.UNAUTHORIZED:
+                self._signature = None
             if attempt == 1 and response.status == http.client.UNAUTHORIZED and off:
                 self.close()
                 continue
@@ -251,15 +262,19 @@ class LaneClient:
         self._connection.request(method, path, body=body or None, headers=dict(headers))
         return self._connection.getresponse()
 
-    def _signed(self, at_s: float) -> dict[str, str]:
-        timestamp = datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat()
-        signature = self._key.sign(timestamp.encode(), ec.ECDSA(hashes.SHA256()))
-        return {
-            lane.NODE_HEADER: str(self.node_id),
-            lane.KEY_HEADER: b64encode(self.public_key).decode(),
-            lane.TIME_HEADER: timestamp,
-            lane.SIGNATURE_HEADER: b64encode(signature).decode(),
-        }
+    def _sign(self) -> tuple[float, dict[str, str]]:
+        """The time that is signed, and the headers that say so; those of a moment ago serve again."""
+        at_s = self._clock.now()
+        if self._signature is None or not 0 <= at_s - self._signature[0] < SIGNED_S:
+            timestamp = datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat()
+            signature = self._key.sign(timestamp.encode(), ec.ECDSA(hashes.SHA256()))
+            headers = {
+                lane.KEY_HEADER: b64encode(self.public_key).decode(),
+                lane.TIME_HEADER: timestamp,
+                lane.SIGNATURE_HEADER: b64encode(signature).decode(),
+            }
+            self._signature = (at_s, headers)
+        return self._signature[0], {lane.NODE_HEADER: str(self.node_id), **self._signature[1]}
 
 
 def fetch(client: LaneClient, sha256: str, size: int, *, attempts: int = 5) -> bytes:
@@ -269,11 +284,20 @@ def fetch(client: LaneClient, sha256: str, size: int, *, attempts: int = 5) -> b
         LinkError: It could not be fetched; another time it may.
         WireError: It is not what its name says.
     """
-    data = bytearray(size)
+    stream, digest = io.BytesIO(), hashlib.sha256()
+    if size:  # as large as it will be: growing would copy what is there again and again
+        stream.seek(size - 1)
+        stream.write(b"\0")
+        stream.seek(0)
+
+    def take(piece: memoryview) -> None:
+        stream.write(piece)
+        digest.update(piece)
+
     position = 0
     for attempt in range(1, attempts + 1):
         try:
-            position = client.get_blob(sha256, size, into=data, start=position)
+            position = client.get_blob(sha256, size, take=take, start=position)
         except LinkError:
             if attempt == attempts:
                 raise
@@ -281,6 +305,6 @@ def fetch(client: LaneClient, sha256: str, size: int, *, attempts: int = 5) -> b
             break
     if position != size:
         raise LinkError(f"blob {sha256[:12]} broke off at {position} of {size} bytes")
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if digest.hexdigest() != sha256:
         raise WireError("blob", expected=f"content of digest {sha256}", got="another content")
-    return bytes(data)
+    return stream.getvalue()

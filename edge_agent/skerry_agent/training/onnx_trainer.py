@@ -39,7 +39,8 @@ EVALUATION_BATCH = 64
 PAUSE_POLL_S = 0.05
 
 
-def _session(model: bytes, name: str) -> Any:
+def open_session(model: bytes, name: str) -> Any:
+    """A session on one thread that sleeps between calls; raises ArtifactError when the graph cannot be loaded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -70,8 +71,8 @@ class OnnxTrainer:
             ArtifactError: A graph cannot be loaded, or does not have the inputs and outputs that the spec names.
         """
         self._spec = spec
-        self._step = _session(step_model, "train_step.onnx")
-        self._evaluate = _session(evaluate_model, "evaluate.onnx")
+        self._step = open_session(step_model, "train_step.onnx")
+        self._evaluate = open_session(evaluate_model, "evaluate.onnx")
         self._parameters: dict[str, ParameterSpec] = {item.name: item for item in spec.parameters}
         self._trainable = [item for item in spec.parameters if item.trainable]
         self._outputs = [spec.loss_output]
@@ -127,7 +128,7 @@ class OnnxTrainer:
             raise ArtifactError("", "golden_step.pb has no outputs")
         try:
             results = dict(zip(names, self._step.run(names, feeds), strict=True))
-        except Exception as error:  # see _session
+        except Exception as error:  # see open_session
             raise ArtifactError("", f"the golden step cannot be run: {error}") from error
         for tensor in golden.outputs:
             expected = np.asarray(decode_tensor(tensor), dtype=np.float64)
@@ -172,6 +173,7 @@ class OnnxTrainer:
         order = np.random.default_rng(options.seed)
         feeds = self._initial_feeds(state, options)
         corrections = self._corrections(options)
+        carried = self._moving(options)
         steps, losses = 0, 0.0
         for _ in range(options.local_epochs):
             rows = order.permutation(len(x))
@@ -179,7 +181,7 @@ class OnnxTrainer:
             for start in range(0, len(rows), options.batch_size):
                 _wait_while(should_pause)
                 batch = rows[start : start + options.batch_size]
-                loss = self._run_step(feeds, x[batch], y[batch])
+                loss = self._run_step(feeds, carried, x[batch], y[batch])
                 for value, velocity, correction, move in corrections:
                     _add(feeds[value], move)
                     if velocity:
@@ -232,13 +234,21 @@ class OnnxTrainer:
                 found.append((name, item.velocity_input, correction, move))
         return found
 
-    def _run_step(self, feeds: dict[str, Any], x: Inputs, y: Labels) -> float:
+    def _moving(self, options: TrainOptions) -> dict[str, str]:
+        """What a step hands on to the next, graph output to graph input: nothing of what is frozen."""
+        if unknown := sorted(options.frozen - set(self._parameters)):
+            raise InputError("frozen", expected="parameters of the network", got=", ".join(unknown[:8]))
+        still = {value for name in options.frozen for value in (name, self._parameters[name].velocity_input)}
+        return {output: value for output, value in self._carried.items() if value not in still}
+
+    def _run_step(self, feeds: dict[str, Any], carried: Mapping[str, str], x: Inputs, y: Labels) -> float:
         """Take one step and put its results into ``feeds`` for the next; returns the loss before the step."""
         feeds[self._spec.data_input] = onnxruntime.OrtValue.ortvalue_from_numpy(x)
         feeds[self._spec.label_input] = onnxruntime.OrtValue.ortvalue_from_numpy(y)
-        loss, *values = self._step.run_with_ort_values(self._outputs, feeds)
-        for output, produced in zip(self._outputs[1:], values, strict=True):
-            feeds[self._carried[output]] = produced
+        outputs = [self._outputs[0], *carried]
+        loss, *values = self._step.run_with_ort_values(outputs, feeds)
+        for output, produced in zip(carried, values, strict=True):
+            feeds[carried[output]] = produced
         return float(loss.numpy())
 
     def evaluate(self, state: Mapping[str, Array], x: Inputs, y: Labels, should_pause: ShouldPause) -> EvaluationResult:

@@ -1,4 +1,7 @@
-"""When a training step must wait, asked before every one of them."""
+"""When a training step must wait, asked before every one of them.
+
+Reasons begin with a code of :data:`skerry_contract.campaign.STAY_OUT` where there is one: "hot: too hot: 95 °C, ...".
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,10 @@ class PauseGate:
         self._inference_first = inference_first
         self._waited = ""
 
+    def held(self) -> str:
+        """Why the policy makes training wait now, by its code; empty if it does not, or gives no reason."""
+        return self._written()
+
     def until(self, deadline: float) -> ShouldPause:
         """The question that a trainer asks before each step; ``deadline`` is a time of ``time.monotonic``."""
 
@@ -39,10 +46,10 @@ class PauseGate:
             if self._stopping():
                 raise TrainingInterruptedError("the agent is stopping")
             if time.monotonic() > deadline:
-                waited = f"; training waited: {self._waited}" if self._waited else ""
-                raise TrainingInterruptedError(f"the deadline of the round has passed{waited}")
+                why = f"{self._waited}; " if self._waited else ""
+                raise TrainingInterruptedError(f"{why}the deadline of the round has passed")
             if self._inference_first():
-                self._waited = "answers were slow beside it"
+                self._waited = "slow-answers: answers were slow beside training"
                 return True
             if self._pause_file.exists():
                 self._waited = self._why()
@@ -52,9 +59,12 @@ class PauseGate:
         return should_pause
 
     def _why(self) -> str:
-        """What the policy wrote into its file."""
+        return self._written() or self._waited or "the device's policy"
+
+    def _written(self) -> str:
+        """What the policy wrote into its file; empty without one."""
         try:
             with self._pause_file.open(encoding="utf-8", errors="replace") as file:
-                return file.read(WHY_CHARACTERS).strip() or "the device's policy"
+                return file.read(WHY_CHARACTERS).strip()
         except OSError:
-            return self._waited or "the device's policy"
+            return ""

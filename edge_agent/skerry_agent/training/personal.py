@@ -96,6 +96,10 @@ class PersonalParameters:
             logger.warning("own parameters of %s do not fit its network any more: %s", task, ", ".join(misfits[:8]))
         return fitting
 
+    def digest(self, task: str) -> bytes:
+        """Digest (32 bytes) of what is kept for a task; empty if nothing is."""
+        return self._files.digest(task)
+
     def keep(self, task: str, own: Mapping[str, Array]) -> bool:
         """Replace what is kept for a task; False if it cannot be written: the values before are still there."""
         self._told.discard(task)

@@ -34,6 +34,7 @@ from skerry_contract.secure_aggregation import (
     CONFIRM,
     KEYS,
     MASKED,
+    ROUND_USED_UP,
     SECAGG_KINDS,
     SHARES,
     ConfirmInstruction,
@@ -139,10 +140,9 @@ class SecureAggregationWorker:
             if held.session.terms != terms:
                 raise WireError("session", expected="the terms of the first message", got="others")
             return held.session.keys().to_fields()
-        if terms.round <= self._revealed.get(terms.campaign_id, 0):
-            raise WireError(
-                "round", expected=f"above {self._revealed[terms.campaign_id]}, already unmasked", got=terms.round
-            )
+        unmasked = self._revealed.get(terms.campaign_id, 0)
+        if terms.round <= unmasked:
+            raise RefusedError(f"{ROUND_USED_UP}: round {unmasked} is unmasked, {terms.round} is not asked again")
         self._ready()
         for session_id in [
             i for i, other in self._sessions.items() if other.session.terms.campaign_id == terms.campaign_id

@@ -50,6 +50,7 @@ class TrainOptions:
         proximal_mu: Weight of the FedProx term; 0 turns it off.
         seed: Of the order of the samples.
         correction: Added to the gradient of each named parameter in every step (SCAFFOLD's c - c_i, arXiv 1910.06378).
+        frozen: Parameters and buffers that every step leaves as they are.
     """
 
     local_epochs: int
@@ -58,6 +59,7 @@ class TrainOptions:
     proximal_mu: float = 0.0
     seed: int = 0
     correction: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False)
+    frozen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from skerry_agent.errors import AgentError, ArtifactError, DeviceError, InputError
-from skerry_agent.training.bundle import TrainingBundle
+from skerry_agent.training.bundle import StepMissingError, TrainingBundle
 from skerry_agent.training.campaign_journal import Carried, JournalError, RoundRecord, question_digest
 from skerry_agent.training.device_state import DeviceState
 from skerry_agent.training.fresh import FreshSamples
@@ -81,10 +81,11 @@ class RefusedError(AgentError):
         final: Asking again in the same round does not help; false when the device was only interrupted.
     """
 
-    def __init__(self, reason: str, *, final: bool = True) -> None:
-        self.reason = reason
+    def __init__(self, reason: str, *, final: bool = True, code: str = "") -> None:
+        """``code`` is one of :data:`skerry_contract.campaign.STAY_OUT`, or empty; the reason begins with it."""
+        self.reason = f"{code}: {reason}" if code else reason
         self.final = final
-        super().__init__(reason)
+        super().__init__(self.reason)
 
 
 class SampleSource(Protocol):
@@ -166,10 +167,10 @@ class CampaignWorker:
             RefusedError: Wrong train step, too few samples, bad parameters, a base model that is not here, no room to
                 write down what must not be lost, interrupted or diverged.
         """
-        with self._working(_round(instruction), instruction.deadline_ms) as pause:
+        with self.working(_round(instruction), instruction.deadline_ms) as pause:
             if instruction.noise_std and instruction.control:
                 raise RefusedError("a control variate tells what local noise hides")
-            bundle = self._open(instruction.train_step_sha256, instruction.task)
+            bundle = self.open_bundle(instruction.train_step_sha256, instruction.task)
             counted = counted_round(instruction.counted, instruction.campaign_id, self._device_id)
             if self._fresh is not None:
                 self._fresh.heard(instruction.campaign_id, counted)
@@ -198,8 +199,8 @@ class CampaignWorker:
 
     def evaluate(self, instruction: EvaluateInstruction) -> EvaluateReply:
         """Measure a model on the validation split; raises RefusedError as :meth:`train`."""
-        with self._working(f"campaign {instruction.campaign_id} evaluation", instruction.deadline_ms) as pause:
-            bundle = self._open(instruction.train_step_sha256, instruction.task)
+        with self.working(f"campaign {instruction.campaign_id} evaluation", instruction.deadline_ms) as pause:
+            bundle = self.open_bundle(instruction.train_step_sha256, instruction.task)
             samples = self._load(minimum=2)
             model = decode_bundle(instruction.parameters)
             evaluate, x, y = bundle.trainer.evaluate, samples.validation_x, samples.validation_y
@@ -220,12 +221,14 @@ class CampaignWorker:
         )
 
     @contextmanager
-    def _working(self, detail: str, deadline_ms: int) -> Iterator[ShouldPause]:
+    def working(self, detail: str, deadline_ms: int) -> Iterator[ShouldPause]:
         """Tells that the device is busy, gives the question whether to pause, and turns errors into refusals."""
         self._on_busy(detail)
         try:
             yield self._gate.until(time.monotonic() + deadline_ms / 1000)
-        except (TrainingInterruptedError, MissingBaseError, DeviceError) as error:
+        except TrainingInterruptedError as error:
+            raise RefusedError(error.reason, final=False) from error
+        except (MissingBaseError, DeviceError) as error:
             raise RefusedError(str(error), final=False) from error
         except (ArtifactError, InputError, WireError, TrainingDivergedError) as error:
             raise RefusedError(str(error)) from error
@@ -339,10 +342,16 @@ class CampaignWorker:
             personal_accuracy=update.personal_accuracy,
         )
 
-    def _open(self, train_step_sha256: str, task: str) -> TrainingBundle:
-        bundle = self._bundles.open(train_step_sha256)
+    def open_bundle(self, train_step_sha256: str, task: str) -> TrainingBundle:
+        """The bundle with that train step; raises RefusedError."""
+        try:
+            bundle = self._bundles.open(train_step_sha256)
+        except StepMissingError as error:
+            raise RefusedError(error.reason, code=error.code) from error
         if bundle.task != task:
-            raise RefusedError(f"train step {train_step_sha256[:12]} belongs to task {bundle.task}, not {task}")
+            raise RefusedError(
+                f"train step {train_step_sha256[:12]} belongs to task {bundle.task}, not {task}", code="other-task"
+            )
         return bundle
 
     def _load(self, minimum: int) -> SplitSamples:
@@ -350,7 +359,7 @@ class CampaignWorker:
             self._fresh.loading()
         x, y = self._samples.load()
         if len(x) < max(2, minimum):
-            raise RefusedError(f"{len(x)} labelled samples are fewer than {max(2, minimum)}")
+            raise RefusedError(f"{len(x)} labelled samples are fewer than {max(2, minimum)}", code="few-samples")
         return split_samples(x, y)
 
 

@@ -131,13 +131,11 @@ def test_a_round_costs_a_node_one_request_and_a_blob_each_way_one_more(
 
 def blob(client: Counting, sha256: str, size: int) -> bytes:
     """In two pieces, as after a connection that broke."""
-    data = bytearray(size)
-    first = bytearray(size)
-    assert client.get_blob(sha256, size, into=first) == size
-    data[: size // 2] = first[: size // 2]
-    assert client.get_blob(sha256, size, into=data, start=size // 2) == size
+    whole, rest = bytearray(), bytearray()
+    assert client.get_blob(sha256, size, take=whole.extend) == size
+    assert client.get_blob(sha256, size, take=rest.extend, start=size // 2) == size
     client.requests.pop()
-    return bytes(data)
+    return bytes(whole[: size // 2] + rest)
 
 
 def test_an_instruction_whose_answer_was_never_left_comes_again(
@@ -164,7 +162,7 @@ def test_a_node_gets_its_own_messages_and_blobs_only(run: FlowerRun, enrol: Call
     sha256 = next(iter(lane.named_blobs(message.frame)))
     assert other.exchange(wait_s=0.0) == (False, None)
     with pytest.raises(LinkError, match="404"):
-        other.get_blob(sha256, len(LARGE), into=bytearray(len(LARGE)))
+        other.get_blob(sha256, len(LARGE), take=bytearray().extend)
     with pytest.raises(RunEndedError):
         other.put_blob("a" * 64, b"x", message_id=message.message_id)
     frame, _ = lane.pack_fields({"examples": 1})

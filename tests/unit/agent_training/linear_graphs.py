@@ -172,3 +172,15 @@ def linear_graphs(
         forward_constants,
     )
     return LinearGraphs(_model(nodes, inputs, outputs, constants), spec, evaluate, row_shape, classes)
+
+
+def with_ranges(model: bytes, names: tuple[str, ...]) -> bytes:
+    """calibrate.onnx of an evaluation graph."""
+    proto = onnx.load_from_string(model)
+    del proto.graph.output[:]
+    for name in names:
+        for prefix, operator in (("minimum/", "ReduceMin"), ("maximum/", "ReduceMax")):
+            proto.graph.node.append(helper.make_node(operator, [name], [prefix + name], keepdims=0))
+            proto.graph.output.append(helper.make_tensor_value_info(prefix + name, TensorProto.FLOAT, []))
+    data: bytes = proto.SerializeToString()
+    return data

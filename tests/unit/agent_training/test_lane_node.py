@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +229,12 @@ class Pieces(FakeClient):
         self._data, self._attempts = data, attempts
         self.starts: list[int] = []
 
-    def get_blob(self, sha256: str, size: int, *, into: bytearray, start: int = 0) -> int:
+    def get_blob(self, sha256: str, size: int, *, take: Callable[[memoryview], object], start: int = 0) -> int:
         self.starts.append(start)
         step = self._attempts.pop(0)
         if isinstance(step, Exception):
             raise step
-        into[start : start + step] = self._data[start : start + step]
+        take(memoryview(self._data)[start : start + step])
         return start + step
 
 
@@ -257,3 +257,45 @@ def test_a_blob_that_cannot_be_had_or_is_another_is_an_error(
 ) -> None:
     with pytest.raises(error, match=match):
         fetch(Pieces(b"0123456789", list(attempts)), "a" * 64, 10)
+
+
+class Answer:
+    """A response of so many bytes."""
+
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def read(self, most: int = 0) -> bytes:
+        return lane.pack({}) if self.status == 200 else b"no"
+
+
+class Signing(LaneClient):
+    """Notes when each request was signed; the SuperLink answers as told."""
+
+    def __init__(self, clock: ServerClock, statuses: list[int]) -> None:
+        super().__init__("nowhere:1", KEY, tls=no_tls, clock=clock)
+        self._statuses = statuses
+        self.signed: list[tuple[str, str]] = []
+
+    def _send(self, method: str, path: str, body: bytes, headers: Mapping[str, str], wait_s: float) -> Any:
+        self.signed.append((headers[lane.TIME_HEADER], headers[lane.SIGNATURE_HEADER]))
+        return Answer(self._statuses.pop(0))
+
+
+def test_a_signed_time_serves_for_a_second_and_never_again_once_it_was_refused() -> None:
+    now = [1_700_000_000.0]
+    client = Signing(ServerClock(wall=lambda: now[0]), [200, 200, 200, 401, 200])
+    for later in (0.0, 0.9, 0.2, 0.0):
+        now[0] += later
+        if client._statuses[0] == 401:
+            with pytest.raises(NotRegisteredError):
+                client.exchange(wait_s=0.0)
+        else:
+            client.exchange(wait_s=0.0)
+    client.exchange(wait_s=0.0)
+    first, second, third, refused, after = client.signed
+    assert first == second != third == refused
+    assert after[0] == refused[0], "the same moment"
+    assert after[1] != refused[1], "signed anew: ECDSA draws a number for each"

@@ -187,7 +187,7 @@ def test_a_round_that_was_unmasked_is_not_masked_again() -> None:
     table.lead(until=UNMASK)
     table.device.worker.handle(UNMASK, table.question(UNMASK, table.device.name))
     again = KeysInstruction(**{**table.terms.to_fields(), "session": "f" * 32})  # type: ignore[arg-type]
-    with pytest.raises(RefusedError, match="above 1, already unmasked"):
+    with pytest.raises(RefusedError, match="round-used-up: round 1 is unmasked, 1 is not asked again"):
         table.device.worker.handle(KEYS, again.to_fields())
     other = {**again.to_fields(), "campaign_id": "campaign-b"}
     assert table.device.worker.handle(KEYS, other)["session"] == "f" * 32

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skerry_agent.errors import ArtifactError
-from skerry_agent.training.bundle import TrainingBundle
+from skerry_agent.training.bundle import StepMissingError, TrainingBundle
 from skerry_agent.training.onnx_trainer import OnnxTrainer
 from skerry_agent.training.trainer import Inputs, Labels
 from skerry_agent.training.worker import CampaignWorker, PauseGate, RefusedError
@@ -41,7 +40,9 @@ class Bundles:
 
     def open(self, train_step_sha256: str) -> TrainingBundle:
         if train_step_sha256 != STEP:
-            raise ArtifactError("", f"train step {train_step_sha256[:12]} is not installed, only {STEP[:12]}")
+            raise StepMissingError(
+                f"train step {train_step_sha256[:12]} is not installed, only {STEP[:12]}", code="other-step"
+            )
         return self._bundle
 
 
@@ -119,9 +120,9 @@ def test_two_devices_shuffle_differently(graphs: LinearGraphs, tmp_path: Path) -
 
 
 REFUSALS = {
-    "another train step": ({"train_step_sha256": "cd" * 32}, "is not installed"),
-    "another task": ({"task": "har"}, "belongs to task moons, not har"),
-    "too few samples": ({"minimum_samples": 41}, "40 labelled samples are fewer than 41"),
+    "another train step": ({"train_step_sha256": "cd" * 32}, "^other-step: train step .* is not installed"),
+    "another task": ({"task": "har"}, "^other-task: train step .* belongs to task moons, not har"),
+    "too few samples": ({"minimum_samples": 41}, "^few-samples: 40 labelled samples are fewer than 41"),
     "broken parameters": ({"parameters": b"\xff\xff"}, "expected a protobuf message"),
     "wrong shape": (
         {"parameters": encode_bundle({WEIGHT: np.zeros((2, 9), np.float32), BIAS: np.zeros(2, np.float32)})},
@@ -147,9 +148,9 @@ def test_refusals_say_why(worker: CampaignWorker, graphs: LinearGraphs, busy: li
 def test_the_pause_ends_at_the_deadline(
     graphs: LinearGraphs, tmp_path: Path, busy: list[str], stopping: list[bool]
 ) -> None:
-    (tmp_path / "pause").write_text("too hot: 95 °C, limit 85 °C")
+    (tmp_path / "pause").write_text("hot: too hot: 95 °C, limit 85 °C")
     worker = CampaignWorker("d", Bundles(graphs), Samples(40), PauseGate(tmp_path / "pause", lambda: stopping[0]))
-    with pytest.raises(RefusedError, match="deadline of the round has passed; training waited: too hot: 95 °C"):
+    with pytest.raises(RefusedError, match=r"^hot: too hot: 95 °C, limit 85 °C; the deadline of the round has passed$"):
         worker.train(replace(instruction(graphs.zero_state()), deadline_ms=120))
     (tmp_path / "pause").unlink()
     assert worker.train(instruction(graphs.zero_state())).steps > 0
