@@ -31,6 +31,10 @@ INLINE_BYTES = 1 << 18
 #: Flower message types.
 TRAIN = "train"
 EVALUATE = "evaluate"
+CALIBRATE = "query.calibrate"
+#: Devices keep activations to themselves that are this many times larger than those of the control plane's own rows:
+#: one broken sensor would take the INT8 precision of everybody (:func:`skerry_contract.calibration.within`).
+CALIBRATION_FACTOR = 4.0
 #: Code of a Flower error reply that says: this device will not, for the reason given; asking again does not help.
 REFUSED = 100
 #: Begins the reason of an error reply, not a refusal, of a device that lacks the model ``base_sha256``: send all of it.
@@ -54,6 +58,9 @@ STAY_OUT = (
     "other-step",
     "expired",
 )
+#: Why a site's gateway stays out: the campaign needs each device's update; too few devices of the site answered.
+NEEDS_EACH = "needs-each"
+SITE_QUORUM = "site-quorum"
 
 Scalar = int | float | str | bytes
 
@@ -108,8 +115,9 @@ class _Fields:
         for name in ("campaign_id", "task", "device_id"):
             if name in checked:
                 check_name(str(checked[name]), field=name)
-        if "train_step_sha256" in checked:
-            check_sha256_hex(str(checked["train_step_sha256"]), field="train_step_sha256")
+        for name in ("train_step_sha256", "graph_sha256"):
+            if name in checked:
+                check_sha256_hex(str(checked[name]), field=name)
         if "model" in checked and checked["model"] not in _MODELS:
             raise WireError("model", expected=f"one of {', '.join(_MODELS)}", got=checked["model"])
         return cls(**checked)
@@ -205,6 +213,9 @@ class TrainReply(_Fields):
             when it was not measured.
         control: Change of the device's SCAFFOLD control variate, wire form; empty without.
         personal_accuracy: Accuracy of the device's own model on the validation split; -1 without one.
+        members: Of a site's gateway: the devices whose weighted mean this is (:mod:`skerry_contract.site`); its
+            ``examples`` and ``steps`` are their sums, ``seconds`` and ``personal_accuracy`` their means, ``loss`` their
+            mean by examples. Empty for a device.
     """
 
     BOUNDS = {
@@ -234,6 +245,7 @@ class TrainReply(_Fields):
     squared_loss: float = -1.0
     control: bytes = dataclasses.field(default=b"", repr=False)
     personal_accuracy: float = -1.0
+    members: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,3 +294,53 @@ class EvaluateReply(_Fields):
     accuracy: float
     loss: float
     personal_accuracy: float = -1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateInstruction(_Fields):
+    """Tell which values the activations of this model take on your labelled samples.
+
+    Attributes:
+        campaign_id: Campaign that asks.
+        round: Round that made the model.
+        task: Task of the campaign.
+        train_step_sha256: Names the network, as for training.
+        graph_sha256: Digest (hexadecimal) of the calibrate.onnx that must be used.
+        minimum_samples: A device with fewer labelled samples must refuse.
+        maximum_rows: Most samples that are looked at.
+        deadline_ms: How long the answer is waited for.
+        parameters: Wire form of the model.
+        reference: What the control plane measured on its own rows, wire form of
+            :class:`skerry_contract.calibration.TensorRanges`; see :data:`CALIBRATION_FACTOR`.
+    """
+
+    BOUNDS = {
+        "round": (0, 1_000_000),
+        "minimum_samples": (1, _COUNT),
+        "maximum_rows": (1, 1 << 20),
+        "deadline_ms": (1, 86_400_000),
+    }
+
+    campaign_id: str
+    round: int
+    task: str
+    train_step_sha256: str
+    graph_sha256: str
+    minimum_samples: int
+    maximum_rows: int
+    deadline_ms: int
+    parameters: bytes = dataclasses.field(repr=False)
+    reference: bytes = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateReply(_Fields):
+    """The ranges of activations.
+
+    Attributes:
+        device_id: Who measured; a gateway tells the merged ranges of its site.
+        ranges: Wire form of :class:`skerry_contract.calibration.TensorRanges`.
+    """
+
+    device_id: str
+    ranges: bytes = dataclasses.field(repr=False)

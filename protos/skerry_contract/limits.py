@@ -24,6 +24,8 @@ TENSORS = 4_096
 TENSOR_RANK = 8
 #: Largest tensor data in one message of the inference interface (bytes).
 INFERENCE_BYTES = 64 << 20
+#: Longest deadline of an answer that a release names (us): an hour.
+DEADLINE_US = 3_600_000_000
 #: Largest set of model parameters (bytes).
 PARAMETER_BYTES = 4 << 30
 #: Most drift features of a task.

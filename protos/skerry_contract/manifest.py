@@ -12,7 +12,15 @@ from pathlib import Path, PurePosixPath
 
 from skerry_contract.errors import WireError
 from skerry_contract.identifiers import check_name
-from skerry_contract.limits import BUNDLE_FILES, CHUNK_BYTES, DELTAS, FILE_BYTES, MESSAGE_BYTES, PATH_CHARACTERS
+from skerry_contract.limits import (
+    BUNDLE_FILES,
+    CHUNK_BYTES,
+    DEADLINE_US,
+    DELTAS,
+    FILE_BYTES,
+    MESSAGE_BYTES,
+    PATH_CHARACTERS,
+)
 from skerry_contract.v1.release_pb2 import DeltaEntry, FileEntry, ReleaseManifest
 from skerry_contract.wire import parse_message
 
@@ -127,6 +135,8 @@ def check_manifest(manifest: ReleaseManifest) -> ReleaseManifest:
     paths = [entry.path for entry in manifest.files]
     if len(set(paths)) != len(paths):
         raise WireError("manifest.files", expected="distinct paths", got=paths)
+    if manifest.deadline_us > DEADLINE_US:
+        raise WireError("manifest.deadline_us", expected=f"at most {DEADLINE_US}", got=manifest.deadline_us)
     if not manifest.variants:
         raise WireError("manifest.variants", expected="at least one", got=0)
     for variant in manifest.variants:

@@ -42,6 +42,9 @@ CONFIRM = "query.secagg_confirm"
 UNMASK = "query.secagg_unmask"
 #: The kinds, in the order of a session.
 SECAGG_KINDS = (KEYS, SHARES, MASKED, CONFIRM, UNMASK)
+#: Begins the reason of a device that has revealed shares in this round of the campaign: it takes part in no other
+#: session of it, so the control plane goes on with the next round.
+ROUND_USED_UP = "round-used-up"
 
 #: Two shares, one of each secret, sealed.
 SEALED_BYTES = 2 * SECRET_BYTES + SEAL_BYTES

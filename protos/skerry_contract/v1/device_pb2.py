@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from skerry_contract.v1 import common_pb2 as skerry__contract_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fskerry_contract/v1/device.proto\x12\tskerry.v1\x1a\x1fskerry_contract/v1/common.proto\"\xed\x01\n\x0c\x44\x65siredState\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x16\n\x0eissued_unix_ms\x18\x03 \x01(\x03\x12*\n\x07release\x18\x04 \x01(\x0b\x32\x19.skerry.v1.SignedEnvelope\x12\x12\n\nrollout_id\x18\x05 \x01(\t\x12\x14\n\x0cprobation_ms\x18\x06 \x01(\r\x12-\n\treporting\x18\x07 \x01(\x0b\x32\x1a.skerry.v1.ReportingPolicy\x12\x1b\n\x13reconnect_spread_ms\x18\x08 \x01(\r\"W\n\x0fReportingPolicy\x12\x17\n\x0fwindow_requests\x18\x01 \x01(\r\x12\x11\n\twindow_ms\x18\x02 \x01(\r\x12\x18\n\x10health_period_ms\x18\x03 \x01(\r\"\xbf\x04\n\rReportedState\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x18\n\x10\x64\x65sired_sequence\x18\x04 \x01(\x04\x12\x16\n\x0e\x61\x63tive_release\x18\x05 \x01(\t\x12\x16\n\x0e\x61\x63tive_variant\x18\x06 \x01(\t\x12\x16\n\x0etarget_release\x18\x07 \x01(\t\x12.\n\rupdate_status\x18\x08 \x01(\x0e\x32\x17.skerry.v1.UpdateStatus\x12\x15\n\rupdate_detail\x18\t \x01(\t\x12\x12\n\nrollout_id\x18\n \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x0b \x01(\t\x12\x15\n\ragent_version\x18\x0c \x01(\t\x12\x16\n\x0e\x66lower_node_id\x18\r \x01(\x04\x12\x18\n\x10labelled_samples\x18\x0e \x01(\x04\x12\x18\n\x10reported_unix_ms\x18\x0f \x01(\x03\x12\x13\n\x0b\x63hunks_done\x18\x10 \x01(\x04\x12\x14\n\x0c\x63hunks_total\x18\x11 \x01(\x04\x12\x19\n\x11ineligible_reason\x18\x12 \x01(\t\x12\x34\n\x06labels\x18\x13 \x03(\x0b\x32$.skerry.v1.ReportedState.LabelsEntry\x12\x17\n\x0fineligible_code\x18\x14 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x08Presence\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x08\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\rsince_unix_ms\x18\x04 \x01(\x03*\xe5\x02\n\x0cUpdateStatus\x12\x1d\n\x19UPDATE_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12UPDATE_STATUS_IDLE\x10\x01\x12\x1d\n\x19UPDATE_STATUS_DOWNLOADING\x10\x02\x12\x1b\n\x17UPDATE_STATUS_VERIFYING\x10\x03\x12\x19\n\x15UPDATE_STATUS_STAGING\x10\x04\x12\x19\n\x15UPDATE_STATUS_PROVING\x10\x05\x12\x1c\n\x18UPDATE_STATUS_ACTIVATING\x10\x06\x12\x1b\n\x17UPDATE_STATUS_PROBATION\x10\x07\x12\x1b\n\x17UPDATE_STATUS_COMMITTED\x10\x08\x12\x1d\n\x19UPDATE_STATUS_ROLLED_BACK\x10\t\x12\x1d\n\x19UPDATE_STATUS_QUARANTINED\x10\n\x12\x16\n\x12UPDATE_STATUS_NEED\x10\x0b\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fskerry_contract/v1/device.proto\x12\tskerry.v1\x1a\x1fskerry_contract/v1/common.proto\"\x89\x02\n\x0c\x44\x65siredState\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x16\n\x0eissued_unix_ms\x18\x03 \x01(\x03\x12*\n\x07release\x18\x04 \x01(\x0b\x32\x19.skerry.v1.SignedEnvelope\x12\x12\n\nrollout_id\x18\x05 \x01(\t\x12\x14\n\x0cprobation_ms\x18\x06 \x01(\r\x12-\n\treporting\x18\x07 \x01(\x0b\x32\x1a.skerry.v1.ReportingPolicy\x12\x1b\n\x13reconnect_spread_ms\x18\x08 \x01(\r\x12\x1a\n\x12preferred_variants\x18\t \x03(\t\"W\n\x0fReportingPolicy\x12\x17\n\x0fwindow_requests\x18\x01 \x01(\r\x12\x11\n\twindow_ms\x18\x02 \x01(\r\x12\x18\n\x10health_period_ms\x18\x03 \x01(\r\"\xd7\x04\n\rReportedState\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x18\n\x10\x64\x65sired_sequence\x18\x04 \x01(\x04\x12\x16\n\x0e\x61\x63tive_release\x18\x05 \x01(\t\x12\x16\n\x0e\x61\x63tive_variant\x18\x06 \x01(\t\x12\x16\n\x0etarget_release\x18\x07 \x01(\t\x12.\n\rupdate_status\x18\x08 \x01(\x0e\x32\x17.skerry.v1.UpdateStatus\x12\x15\n\rupdate_detail\x18\t \x01(\t\x12\x12\n\nrollout_id\x18\n \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x0b \x01(\t\x12\x15\n\ragent_version\x18\x0c \x01(\t\x12\x16\n\x0e\x66lower_node_id\x18\r \x01(\x04\x12\x18\n\x10labelled_samples\x18\x0e \x01(\x04\x12\x18\n\x10reported_unix_ms\x18\x0f \x01(\x03\x12\x13\n\x0b\x63hunks_done\x18\x10 \x01(\x04\x12\x14\n\x0c\x63hunks_total\x18\x11 \x01(\x04\x12\x19\n\x11ineligible_reason\x18\x12 \x01(\t\x12\x34\n\x06labels\x18\x13 \x03(\x0b\x32$.skerry.v1.ReportedState.LabelsEntry\x12\x17\n\x0fineligible_code\x18\x14 \x01(\t\x12\x16\n\x0eprofile_sha256\x18\x15 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x08Presence\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x08\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\rsince_unix_ms\x18\x04 \x01(\x03*\xe5\x02\n\x0cUpdateStatus\x12\x1d\n\x19UPDATE_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12UPDATE_STATUS_IDLE\x10\x01\x12\x1d\n\x19UPDATE_STATUS_DOWNLOADING\x10\x02\x12\x1b\n\x17UPDATE_STATUS_VERIFYING\x10\x03\x12\x19\n\x15UPDATE_STATUS_STAGING\x10\x04\x12\x19\n\x15UPDATE_STATUS_PROVING\x10\x05\x12\x1c\n\x18UPDATE_STATUS_ACTIVATING\x10\x06\x12\x1b\n\x17UPDATE_STATUS_PROBATION\x10\x07\x12\x1b\n\x17UPDATE_STATUS_COMMITTED\x10\x08\x12\x1d\n\x19UPDATE_STATUS_ROLLED_BACK\x10\t\x12\x1d\n\x19UPDATE_STATUS_QUARANTINED\x10\n\x12\x16\n\x12UPDATE_STATUS_NEED\x10\x0b\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPORTEDSTATE_LABELSENTRY']._loaded_options = None
   _globals['_REPORTEDSTATE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_UPDATESTATUS']._serialized_start=1074
-  _globals['_UPDATESTATUS']._serialized_end=1431
+  _globals['_UPDATESTATUS']._serialized_start=1126
+  _globals['_UPDATESTATUS']._serialized_end=1483
   _globals['_DESIREDSTATE']._serialized_start=80
-  _globals['_DESIREDSTATE']._serialized_end=317
-  _globals['_REPORTINGPOLICY']._serialized_start=319
-  _globals['_REPORTINGPOLICY']._serialized_end=406
-  _globals['_REPORTEDSTATE']._serialized_start=409
-  _globals['_REPORTEDSTATE']._serialized_end=984
-  _globals['_REPORTEDSTATE_LABELSENTRY']._serialized_start=939
-  _globals['_REPORTEDSTATE_LABELSENTRY']._serialized_end=984
-  _globals['_PRESENCE']._serialized_start=986
-  _globals['_PRESENCE']._serialized_end=1071
+  _globals['_DESIREDSTATE']._serialized_end=345
+  _globals['_REPORTINGPOLICY']._serialized_start=347
+  _globals['_REPORTINGPOLICY']._serialized_end=434
+  _globals['_REPORTEDSTATE']._serialized_start=437
+  _globals['_REPORTEDSTATE']._serialized_end=1036
+  _globals['_REPORTEDSTATE_LABELSENTRY']._serialized_start=991
+  _globals['_REPORTEDSTATE_LABELSENTRY']._serialized_end=1036
+  _globals['_PRESENCE']._serialized_start=1038
+  _globals['_PRESENCE']._serialized_end=1123
 # @@protoc_insertion_point(module_scope)

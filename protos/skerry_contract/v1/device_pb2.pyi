@@ -3,7 +3,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -36,7 +36,7 @@ UPDATE_STATUS_QUARANTINED: UpdateStatus
 UPDATE_STATUS_NEED: UpdateStatus
 
 class DesiredState(_message.Message):
-    __slots__ = ("device_id", "sequence", "issued_unix_ms", "release", "rollout_id", "probation_ms", "reporting", "reconnect_spread_ms")
+    __slots__ = ("device_id", "sequence", "issued_unix_ms", "release", "rollout_id", "probation_ms", "reporting", "reconnect_spread_ms", "preferred_variants")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ISSUED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class DesiredState(_message.Message):
     PROBATION_MS_FIELD_NUMBER: _ClassVar[int]
     REPORTING_FIELD_NUMBER: _ClassVar[int]
     RECONNECT_SPREAD_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFERRED_VARIANTS_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     sequence: int
     issued_unix_ms: int
@@ -53,7 +54,8 @@ class DesiredState(_message.Message):
     probation_ms: int
     reporting: ReportingPolicy
     reconnect_spread_ms: int
-    def __init__(self, device_id: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., release: _Optional[_Union[_common_pb2.SignedEnvelope, _Mapping]] = ..., rollout_id: _Optional[str] = ..., probation_ms: _Optional[int] = ..., reporting: _Optional[_Union[ReportingPolicy, _Mapping]] = ..., reconnect_spread_ms: _Optional[int] = ...) -> None: ...
+    preferred_variants: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, device_id: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., release: _Optional[_Union[_common_pb2.SignedEnvelope, _Mapping]] = ..., rollout_id: _Optional[str] = ..., probation_ms: _Optional[int] = ..., reporting: _Optional[_Union[ReportingPolicy, _Mapping]] = ..., reconnect_spread_ms: _Optional[int] = ..., preferred_variants: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReportingPolicy(_message.Message):
     __slots__ = ("window_requests", "window_ms", "health_period_ms")
@@ -66,7 +68,7 @@ class ReportingPolicy(_message.Message):
     def __init__(self, window_requests: _Optional[int] = ..., window_ms: _Optional[int] = ..., health_period_ms: _Optional[int] = ...) -> None: ...
 
 class ReportedState(_message.Message):
-    __slots__ = ("device_id", "boot_id", "revision", "desired_sequence", "active_release", "active_variant", "target_release", "update_status", "update_detail", "rollout_id", "device_class", "agent_version", "flower_node_id", "labelled_samples", "reported_unix_ms", "chunks_done", "chunks_total", "ineligible_reason", "labels", "ineligible_code")
+    __slots__ = ("device_id", "boot_id", "revision", "desired_sequence", "active_release", "active_variant", "target_release", "update_status", "update_detail", "rollout_id", "device_class", "agent_version", "flower_node_id", "labelled_samples", "reported_unix_ms", "chunks_done", "chunks_total", "ineligible_reason", "labels", "ineligible_code", "profile_sha256")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +96,7 @@ class ReportedState(_message.Message):
     INELIGIBLE_REASON_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     INELIGIBLE_CODE_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_SHA256_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     boot_id: str
     revision: int
@@ -114,7 +117,8 @@ class ReportedState(_message.Message):
     ineligible_reason: str
     labels: _containers.ScalarMap[str, str]
     ineligible_code: str
-    def __init__(self, device_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., revision: _Optional[int] = ..., desired_sequence: _Optional[int] = ..., active_release: _Optional[str] = ..., active_variant: _Optional[str] = ..., target_release: _Optional[str] = ..., update_status: _Optional[_Union[UpdateStatus, str]] = ..., update_detail: _Optional[str] = ..., rollout_id: _Optional[str] = ..., device_class: _Optional[str] = ..., agent_version: _Optional[str] = ..., flower_node_id: _Optional[int] = ..., labelled_samples: _Optional[int] = ..., reported_unix_ms: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., ineligible_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., ineligible_code: _Optional[str] = ...) -> None: ...
+    profile_sha256: str
+    def __init__(self, device_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., revision: _Optional[int] = ..., desired_sequence: _Optional[int] = ..., active_release: _Optional[str] = ..., active_variant: _Optional[str] = ..., target_release: _Optional[str] = ..., update_status: _Optional[_Union[UpdateStatus, str]] = ..., update_detail: _Optional[str] = ..., rollout_id: _Optional[str] = ..., device_class: _Optional[str] = ..., agent_version: _Optional[str] = ..., flower_node_id: _Optional[int] = ..., labelled_samples: _Optional[int] = ..., reported_unix_ms: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., ineligible_reason: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., ineligible_code: _Optional[str] = ..., profile_sha256: _Optional[str] = ...) -> None: ...
 
 class Presence(_message.Message):
     __slots__ = ("device_id", "online", "boot_id", "since_unix_ms")

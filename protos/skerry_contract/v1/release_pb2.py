@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from skerry_contract.v1 import common_pb2 as skerry__contract_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n skerry_contract/v1/release.proto\x12\tskerry.v1\x1a\x1fskerry_contract/v1/common.proto\"\x89\x01\n\tFileEntry\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\x12\x14\n\x0c\x63hunk_sha256\x18\x05 \x03(\x0c\x12%\n\x06\x64\x65ltas\x18\x06 \x03(\x0b\x32\x15.skerry.v1.DeltaEntry\"j\n\nDeltaEntry\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\x12\x14\n\x0c\x63hunk_sha256\x18\x05 \x03(\x0c\"W\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x65vice_classes\x18\x03 \x03(\t\x12\x18\n\x10golden_tolerance\x18\x04 \x01(\x01\"\xa4\x03\n\x0fReleaseManifest\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\x0c\x12#\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x14.skerry.v1.FileEntry\x12$\n\x08variants\x18\x06 \x03(\x0b\x32\x12.skerry.v1.Variant\x12%\n\x06inputs\x18\x07 \x03(\x0b\x32\x15.skerry.v1.TensorSpec\x12&\n\x07outputs\x18\x08 \x03(\x0b\x32\x15.skerry.v1.TensorSpec\x12\x14\n\x0c\x65\x64ges_sha256\x18\t \x01(\x0c\x12\x19\n\x11train_step_sha256\x18\n \x01(\x0c\x12\x17\n\x0f\x63reated_unix_ms\x18\x0b \x01(\x03\x12\x17\n\x0f\x65xpires_unix_ms\x18\x0c \x01(\x03\x12\x19\n\x11parent_release_id\x18\r \x01(\t\x12\x15\n\rscores_output\x18\x0e \x01(\t\x12\x17\n\x0f\x66\x65\x61tures_output\x18\x0f \x01(\t\"1\n\nTrustIndex\x12#\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x14.skerry.v1.TrustFile\"\'\n\tTrustFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\r\"Y\n\tGoldenSet\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.skerry.v1.Tensor\x12)\n\x07outputs\x18\x02 \x03(\x0b\x32\x18.skerry.v1.GoldenOutputs\"D\n\rGoldenOutputs\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\"\n\x07tensors\x18\x02 \x03(\x0b\x32\x11.skerry.v1.Tensor\"f\n\nGoldenStep\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.skerry.v1.Tensor\x12\"\n\x07outputs\x18\x02 \x03(\x0b\x32\x11.skerry.v1.Tensor\x12\x11\n\ttolerance\x18\x03 \x01(\x01\"\xd1\x01\n\rTrainStepSpec\x12,\n\nparameters\x18\x01 \x03(\x0b\x32\x18.skerry.v1.ParameterSpec\x12\x12\n\ndata_input\x18\x02 \x01(\t\x12\x13\n\x0blabel_input\x18\x03 \x01(\t\x12\x1b\n\x13learning_rate_input\x18\x04 \x01(\t\x12\x16\n\x0eproximal_input\x18\x05 \x01(\t\x12\x13\n\x0bloss_output\x18\x06 \x01(\t\x12\x10\n\x08momentum\x18\x07 \x01(\x01\x12\r\n\x05opset\x18\x08 \x01(\r\"\xad\x01\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x11\n\ttrainable\x18\x04 \x01(\x08\x12\x16\n\x0evelocity_input\x18\x05 \x01(\t\x12\x14\n\x0cglobal_input\x18\x06 \x01(\t\x12\x12\n\nnew_output\x18\x07 \x01(\t\x12\x1b\n\x13new_velocity_output\x18\x08 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n skerry_contract/v1/release.proto\x12\tskerry.v1\x1a\x1fskerry_contract/v1/common.proto\"\x89\x01\n\tFileEntry\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\x12\x14\n\x0c\x63hunk_sha256\x18\x05 \x03(\x0c\x12%\n\x06\x64\x65ltas\x18\x06 \x03(\x0b\x32\x15.skerry.v1.DeltaEntry\"j\n\nDeltaEntry\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\x12\x14\n\x0c\x63hunk_sha256\x18\x05 \x03(\x0c\"\x97\x01\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x65vice_classes\x18\x03 \x03(\t\x12\x18\n\x10golden_tolerance\x18\x04 \x01(\x01\x12\x0c\n\x04rung\x18\x05 \x01(\r\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x0e\n\x06golden\x18\x07 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x08 \x01(\t\"\xb9\x03\n\x0fReleaseManifest\x12\x12\n\nrelease_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\x0c\x12#\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x14.skerry.v1.FileEntry\x12$\n\x08variants\x18\x06 \x03(\x0b\x32\x12.skerry.v1.Variant\x12%\n\x06inputs\x18\x07 \x03(\x0b\x32\x15.skerry.v1.TensorSpec\x12&\n\x07outputs\x18\x08 \x03(\x0b\x32\x15.skerry.v1.TensorSpec\x12\x14\n\x0c\x65\x64ges_sha256\x18\t \x01(\x0c\x12\x19\n\x11train_step_sha256\x18\n \x01(\x0c\x12\x17\n\x0f\x63reated_unix_ms\x18\x0b \x01(\x03\x12\x17\n\x0f\x65xpires_unix_ms\x18\x0c \x01(\x03\x12\x19\n\x11parent_release_id\x18\r \x01(\t\x12\x15\n\rscores_output\x18\x0e \x01(\t\x12\x17\n\x0f\x66\x65\x61tures_output\x18\x0f \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_us\x18\x10 \x01(\x04\"1\n\nTrustIndex\x12#\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x14.skerry.v1.TrustFile\"\'\n\tTrustFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\r\"Y\n\tGoldenSet\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.skerry.v1.Tensor\x12)\n\x07outputs\x18\x02 \x03(\x0b\x32\x18.skerry.v1.GoldenOutputs\"D\n\rGoldenOutputs\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\"\n\x07tensors\x18\x02 \x03(\x0b\x32\x11.skerry.v1.Tensor\"f\n\nGoldenStep\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.skerry.v1.Tensor\x12\"\n\x07outputs\x18\x02 \x03(\x0b\x32\x11.skerry.v1.Tensor\x12\x11\n\ttolerance\x18\x03 \x01(\x01\"\xd1\x01\n\rTrainStepSpec\x12,\n\nparameters\x18\x01 \x03(\x0b\x32\x18.skerry.v1.ParameterSpec\x12\x12\n\ndata_input\x18\x02 \x01(\t\x12\x13\n\x0blabel_input\x18\x03 \x01(\t\x12\x1b\n\x13learning_rate_input\x18\x04 \x01(\t\x12\x16\n\x0eproximal_input\x18\x05 \x01(\t\x12\x13\n\x0bloss_output\x18\x06 \x01(\t\x12\x10\n\x08momentum\x18\x07 \x01(\x01\x12\r\n\x05opset\x18\x08 \x01(\r\"\xad\x01\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x11\n\ttrainable\x18\x04 \x01(\x08\x12\x16\n\x0evelocity_input\x18\x05 \x01(\t\x12\x14\n\x0cglobal_input\x18\x06 \x01(\t\x12\x12\n\nnew_output\x18\x07 \x01(\t\x12\x1b\n\x13new_velocity_output\x18\x08 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILEENTRY']._serialized_end=218
   _globals['_DELTAENTRY']._serialized_start=220
   _globals['_DELTAENTRY']._serialized_end=326
-  _globals['_VARIANT']._serialized_start=328
-  _globals['_VARIANT']._serialized_end=415
-  _globals['_RELEASEMANIFEST']._serialized_start=418
-  _globals['_RELEASEMANIFEST']._serialized_end=838
-  _globals['_TRUSTINDEX']._serialized_start=840
-  _globals['_TRUSTINDEX']._serialized_end=889
-  _globals['_TRUSTFILE']._serialized_start=891
-  _globals['_TRUSTFILE']._serialized_end=930
-  _globals['_GOLDENSET']._serialized_start=932
-  _globals['_GOLDENSET']._serialized_end=1021
-  _globals['_GOLDENOUTPUTS']._serialized_start=1023
-  _globals['_GOLDENOUTPUTS']._serialized_end=1091
-  _globals['_GOLDENSTEP']._serialized_start=1093
-  _globals['_GOLDENSTEP']._serialized_end=1195
-  _globals['_TRAINSTEPSPEC']._serialized_start=1198
-  _globals['_TRAINSTEPSPEC']._serialized_end=1407
-  _globals['_PARAMETERSPEC']._serialized_start=1410
-  _globals['_PARAMETERSPEC']._serialized_end=1583
+  _globals['_VARIANT']._serialized_start=329
+  _globals['_VARIANT']._serialized_end=480
+  _globals['_RELEASEMANIFEST']._serialized_start=483
+  _globals['_RELEASEMANIFEST']._serialized_end=924
+  _globals['_TRUSTINDEX']._serialized_start=926
+  _globals['_TRUSTINDEX']._serialized_end=975
+  _globals['_TRUSTFILE']._serialized_start=977
+  _globals['_TRUSTFILE']._serialized_end=1016
+  _globals['_GOLDENSET']._serialized_start=1018
+  _globals['_GOLDENSET']._serialized_end=1107
+  _globals['_GOLDENOUTPUTS']._serialized_start=1109
+  _globals['_GOLDENOUTPUTS']._serialized_end=1177
+  _globals['_GOLDENSTEP']._serialized_start=1179
+  _globals['_GOLDENSTEP']._serialized_end=1281
+  _globals['_TRAINSTEPSPEC']._serialized_start=1284
+  _globals['_TRAINSTEPSPEC']._serialized_end=1493
+  _globals['_PARAMETERSPEC']._serialized_start=1496
+  _globals['_PARAMETERSPEC']._serialized_end=1669
 # @@protoc_insertion_point(module_scope)

@@ -38,19 +38,27 @@ class DeltaEntry(_message.Message):
     def __init__(self, base_sha256: _Optional[bytes] = ..., size: _Optional[int] = ..., sha256: _Optional[bytes] = ..., chunk_bytes: _Optional[int] = ..., chunk_sha256: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Variant(_message.Message):
-    __slots__ = ("name", "path", "device_classes", "golden_tolerance")
+    __slots__ = ("name", "path", "device_classes", "golden_tolerance", "rung", "accuracy", "golden", "format")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_CLASSES_FIELD_NUMBER: _ClassVar[int]
     GOLDEN_TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    RUNG_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    GOLDEN_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     device_classes: _containers.RepeatedScalarFieldContainer[str]
     golden_tolerance: float
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., device_classes: _Optional[_Iterable[str]] = ..., golden_tolerance: _Optional[float] = ...) -> None: ...
+    rung: int
+    accuracy: float
+    golden: str
+    format: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., device_classes: _Optional[_Iterable[str]] = ..., golden_tolerance: _Optional[float] = ..., rung: _Optional[int] = ..., accuracy: _Optional[float] = ..., golden: _Optional[str] = ..., format: _Optional[str] = ...) -> None: ...
 
 class ReleaseManifest(_message.Message):
-    __slots__ = ("release_id", "sequence", "task", "bundle_sha256", "files", "variants", "inputs", "outputs", "edges_sha256", "train_step_sha256", "created_unix_ms", "expires_unix_ms", "parent_release_id", "scores_output", "features_output")
+    __slots__ = ("release_id", "sequence", "task", "bundle_sha256", "files", "variants", "inputs", "outputs", "edges_sha256", "train_step_sha256", "created_unix_ms", "expires_unix_ms", "parent_release_id", "scores_output", "features_output", "deadline_us")
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +74,7 @@ class ReleaseManifest(_message.Message):
     PARENT_RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
     SCORES_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     FEATURES_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_US_FIELD_NUMBER: _ClassVar[int]
     release_id: str
     sequence: int
     task: str
@@ -81,7 +90,8 @@ class ReleaseManifest(_message.Message):
     parent_release_id: str
     scores_output: str
     features_output: str
-    def __init__(self, release_id: _Optional[str] = ..., sequence: _Optional[int] = ..., task: _Optional[str] = ..., bundle_sha256: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[Variant, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[_common_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_common_pb2.TensorSpec, _Mapping]]] = ..., edges_sha256: _Optional[bytes] = ..., train_step_sha256: _Optional[bytes] = ..., created_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., parent_release_id: _Optional[str] = ..., scores_output: _Optional[str] = ..., features_output: _Optional[str] = ...) -> None: ...
+    deadline_us: int
+    def __init__(self, release_id: _Optional[str] = ..., sequence: _Optional[int] = ..., task: _Optional[str] = ..., bundle_sha256: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[FileEntry, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[Variant, _Mapping]]] = ..., inputs: _Optional[_Iterable[_Union[_common_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_common_pb2.TensorSpec, _Mapping]]] = ..., edges_sha256: _Optional[bytes] = ..., train_step_sha256: _Optional[bytes] = ..., created_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., parent_release_id: _Optional[str] = ..., scores_output: _Optional[str] = ..., features_output: _Optional[str] = ..., deadline_us: _Optional[int] = ...) -> None: ...
 
 class TrustIndex(_message.Message):
     __slots__ = ("files",)

@@ -1,3 +1,4 @@
+from skerry_contract.v1 import fitness_pb2 as _fitness_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -7,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class UplinkMessage(_message.Message):
-    __slots__ = ("device_id", "outbox_id", "sequence", "created_unix_ms", "drift", "health", "label", "update", "campaign")
+    __slots__ = ("device_id", "outbox_id", "sequence", "created_unix_ms", "drift", "health", "label", "update", "campaign", "fitness")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +18,7 @@ class UplinkMessage(_message.Message):
     LABEL_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     CAMPAIGN_FIELD_NUMBER: _ClassVar[int]
+    FITNESS_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     outbox_id: str
     sequence: int
@@ -26,7 +28,8 @@ class UplinkMessage(_message.Message):
     label: LabelReport
     update: UpdateEvent
     campaign: CampaignResponse
-    def __init__(self, device_id: _Optional[str] = ..., outbox_id: _Optional[str] = ..., sequence: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., drift: _Optional[_Union[DriftReport, _Mapping]] = ..., health: _Optional[_Union[HealthReport, _Mapping]] = ..., label: _Optional[_Union[LabelReport, _Mapping]] = ..., update: _Optional[_Union[UpdateEvent, _Mapping]] = ..., campaign: _Optional[_Union[CampaignResponse, _Mapping]] = ...) -> None: ...
+    fitness: _fitness_pb2.FitnessCertificate
+    def __init__(self, device_id: _Optional[str] = ..., outbox_id: _Optional[str] = ..., sequence: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., drift: _Optional[_Union[DriftReport, _Mapping]] = ..., health: _Optional[_Union[HealthReport, _Mapping]] = ..., label: _Optional[_Union[LabelReport, _Mapping]] = ..., update: _Optional[_Union[UpdateEvent, _Mapping]] = ..., campaign: _Optional[_Union[CampaignResponse, _Mapping]] = ..., fitness: _Optional[_Union[_fitness_pb2.FitnessCertificate, _Mapping]] = ...) -> None: ...
 
 class UplinkAck(_message.Message):
     __slots__ = ("outbox_id", "sequences")
@@ -43,7 +46,7 @@ class HistogramCounts(_message.Message):
     def __init__(self, counts: _Optional[bytes] = ...) -> None: ...
 
 class DriftReport(_message.Message):
-    __slots__ = ("boot_id", "window", "release_id", "edges_sha256", "started_unix_ms", "ended_unix_ms", "rows", "missing", "out_of_range", "schema_errors", "features", "predictions", "confidence", "latency")
+    __slots__ = ("boot_id", "window", "release_id", "edges_sha256", "started_unix_ms", "ended_unix_ms", "rows", "missing", "out_of_range", "schema_errors", "features", "predictions", "confidence", "latency", "rung", "variant")
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +61,8 @@ class DriftReport(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
+    RUNG_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     boot_id: str
     window: int
     release_id: str
@@ -72,7 +77,9 @@ class DriftReport(_message.Message):
     predictions: HistogramCounts
     confidence: HistogramCounts
     latency: HistogramCounts
-    def __init__(self, boot_id: _Optional[str] = ..., window: _Optional[int] = ..., release_id: _Optional[str] = ..., edges_sha256: _Optional[bytes] = ..., started_unix_ms: _Optional[int] = ..., ended_unix_ms: _Optional[int] = ..., rows: _Optional[int] = ..., missing: _Optional[int] = ..., out_of_range: _Optional[int] = ..., schema_errors: _Optional[int] = ..., features: _Optional[_Iterable[_Union[HistogramCounts, _Mapping]]] = ..., predictions: _Optional[_Union[HistogramCounts, _Mapping]] = ..., confidence: _Optional[_Union[HistogramCounts, _Mapping]] = ..., latency: _Optional[_Union[HistogramCounts, _Mapping]] = ...) -> None: ...
+    rung: int
+    variant: str
+    def __init__(self, boot_id: _Optional[str] = ..., window: _Optional[int] = ..., release_id: _Optional[str] = ..., edges_sha256: _Optional[bytes] = ..., started_unix_ms: _Optional[int] = ..., ended_unix_ms: _Optional[int] = ..., rows: _Optional[int] = ..., missing: _Optional[int] = ..., out_of_range: _Optional[int] = ..., schema_errors: _Optional[int] = ..., features: _Optional[_Iterable[_Union[HistogramCounts, _Mapping]]] = ..., predictions: _Optional[_Union[HistogramCounts, _Mapping]] = ..., confidence: _Optional[_Union[HistogramCounts, _Mapping]] = ..., latency: _Optional[_Union[HistogramCounts, _Mapping]] = ..., rung: _Optional[int] = ..., variant: _Optional[str] = ...) -> None: ...
 
 class HealthReport(_message.Message):
     __slots__ = ("boot_id", "release_id", "variant", "requests", "errors", "latency_p50_us", "latency_p99_us", "labelled", "labelled_correct", "rss_bytes", "period_ms", "outbox_depth", "temperature_c", "training", "conditions")
@@ -187,7 +194,7 @@ class FeatureEdges(_message.Message):
     def __init__(self, name: _Optional[str] = ..., edges: _Optional[_Iterable[float]] = ..., reference: _Optional[_Union[HistogramCounts, _Mapping]] = ...) -> None: ...
 
 class CampaignInvitation(_message.Message):
-    __slots__ = ("campaign_id", "task", "release_id", "train_step_sha256", "superlink_address", "minimum_samples", "expires_unix_ms")
+    __slots__ = ("campaign_id", "task", "release_id", "train_step_sha256", "superlink_address", "minimum_samples", "expires_unix_ms", "gateway_id")
     CAMPAIGN_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +202,7 @@ class CampaignInvitation(_message.Message):
     SUPERLINK_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
     campaign_id: str
     task: str
     release_id: str
@@ -202,7 +210,8 @@ class CampaignInvitation(_message.Message):
     superlink_address: str
     minimum_samples: int
     expires_unix_ms: int
-    def __init__(self, campaign_id: _Optional[str] = ..., task: _Optional[str] = ..., release_id: _Optional[str] = ..., train_step_sha256: _Optional[bytes] = ..., superlink_address: _Optional[str] = ..., minimum_samples: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...
+    gateway_id: str
+    def __init__(self, campaign_id: _Optional[str] = ..., task: _Optional[str] = ..., release_id: _Optional[str] = ..., train_step_sha256: _Optional[bytes] = ..., superlink_address: _Optional[str] = ..., minimum_samples: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., gateway_id: _Optional[str] = ...) -> None: ...
 
 class CampaignResponse(_message.Message):
     __slots__ = ("campaign_id", "accepted", "reason", "flower_node_id", "labelled_samples", "reason_code", "conditions")
