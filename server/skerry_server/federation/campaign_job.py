@@ -1,9 +1,9 @@
 """Job kind "campaign": puts a plan, Flower, the journal, the holdout and MLflow together for one campaign.
 
 Payload ``{"campaign_id"}``, result ``{"campaign_id", "best_round", "parameters_sha256", "rounds", "metrics", "ended",
-"privacy"}``; ``{"campaign_id", "paused": True}`` when it ended for a pause. Killed anywhere and run again it continues
-behind the last committed round. torch is imported only where the base release's bundle is missing, or rounds are judged
-as deployed.
+"privacy", "calibration"}``; ``{"campaign_id", "paused": True}`` when it ended for a pause. Killed anywhere and run
+again it continues behind the last committed round. torch is imported only where the base release's bundle is missing,
+or rounds are judged as deployed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,11 @@ from skerry_server.federation.campaign_machine import PAUSED, RUNNING
 from skerry_server.federation.exchange import Exchange, HasGuests
 from skerry_server.federation.participants import participation
 from skerry_server.federation.privacy import PrivacyBudgetError
+from skerry_server.federation.rounds.calibration_source import CALIBRATE_GRAPH, CalibrationSource, OnnxReference
 from skerry_server.federation.rounds.campaign_run import CampaignPlan, CampaignResult, CampaignRun, Workshop
 from skerry_server.federation.rounds.collecting import MakeCollecting
-from skerry_server.federation.rounds.deployed import DeployedJudge
-from skerry_server.federation.rounds.holdout import Evaluate, OnnxHoldout, evaluate_graph, torch_holdout
+from skerry_server.federation.rounds.deployed import DeployedJudge, cohorts_of
+from skerry_server.federation.rounds.holdout import EVALUATE, Evaluate, OnnxHoldout, bundle_graph, torch_holdout
 from skerry_server.federation.rounds.journal import CampaignJournal, RoundRecord
 from skerry_server.federation.rounds.patience import Patience
 from skerry_server.federation.rounds.phases import PhaseOverrunError
@@ -114,6 +115,7 @@ def _run(job: JobContext) -> dict[str, Any]:
         privacy,
         evaluate,
         judge,
+        _calibration(job, plan, bundle_sha256),
         on_phase=progress.phase,
     )
     campaign = CampaignRun(
@@ -127,12 +129,15 @@ def _run(job: JobContext) -> dict[str, Any]:
     )
     try:
         result = campaign.run()
+        progress.calibrated(result.calibration)
         _finish_tracking(tracker, result)
     except (CampaignFailedError, CampaignPausedError):  # a person aborted or paused it
         tracker.abandon()
         raise
     except (RoundFailedError, PhaseOverrunError, PrivacyBudgetError) as error:
         tracker.abandon()
+        if isinstance(error, RoundFailedError):
+            _note_failures(context, plan.campaign_id, error.failures, patience)
         done = len(journal.rounds())
         raise CampaignFailedError(f"round {done + 1} of {plan.settings.rounds}: {error}") from error
     finally:
@@ -145,7 +150,16 @@ def _run(job: JobContext) -> dict[str, Any]:
         "metrics": result.metrics,
         "ended": result.ended,
         "privacy": result.privacy,
+        "calibration": result.calibration,
     }
+
+
+def _note_failures(context: ServerContext, campaign_id: str, failures: Mapping[str, str], patience: Patience) -> None:
+    def note() -> None:
+        with context.database.transaction() as session:
+            participation.note_failures(session, campaign_id, failures)
+
+    patience.run(note)
 
 
 def spool_folder(context: ServerContext, campaign_id: str) -> Path:
@@ -168,17 +182,22 @@ def load_plan(context: ServerContext, campaign_id: str) -> tuple[CampaignPlan, s
             state = "unknown" if campaign is None else campaign.state
             raise ConflictError(f"campaign {campaign_id} is {state}, not {RUNNING}")
         incident = session.get(Incident, campaign.incident_id) if campaign.incident_id else None
-        accepted = session.scalars(
-            sa.select(CampaignParticipant.device_id)
+        accepted = session.execute(
+            sa.select(CampaignParticipant.device_id, CampaignParticipant.gateway_id)
             .where(CampaignParticipant.campaign_id == campaign_id, CampaignParticipant.state == "accepted")
             .order_by(CampaignParticipant.device_id)
         ).all()
+        through: dict[str, tuple[str, ...]] = {}
+        for device, gateway in accepted:
+            if gateway:
+                through[gateway] = (*through.get(gateway, ()), device)
         base = get_release(session, campaign.base_release)
         plan = CampaignPlan(
             campaign_id=campaign_id,
             task=campaign.task,
             settings=load_settings(campaign.settings),
-            participants=tuple(accepted),
+            participants=tuple(device for device, gateway in accepted if not gateway),
+            gateways=through,
             train_step_sha256=base.train_step_sha256,
             base=release_parameters(session, context, campaign.base_release),
             incident_devices=tuple(incident.device_ids) if incident is not None else (),
@@ -268,7 +287,7 @@ def _evaluators(
     """What measures a state on the holdout, and what judges it as deployed."""
     task = known_task(plan.task)
     holdout = task.source(HOLDOUT)
-    graph = evaluate_graph(context.artifacts, bundle_sha256)
+    graph = bundle_graph(context.artifacts, bundle_sha256, EVALUATE)
     if graph is None:
         if plan.settings.judge_every:
             logger.warning("without the base release's evaluate.onnx no round is judged as deployed")
@@ -276,7 +295,16 @@ def _evaluators(
     evaluate = OnnxHoldout(graph, holdout, decode_bundle(plan.base))
     if not plan.settings.judge_every:
         return evaluate, None
-    return evaluate, DeployedJudge(graph, task.source(CENTRAL), {"holdout": holdout})
+    return evaluate, DeployedJudge(graph, task.source(CENTRAL), cohorts_of(task))
+
+
+def _calibration(job: JobContext, plan: CampaignPlan, bundle_sha256: str) -> CalibrationSource | None:
+    """How the devices are asked for the ranges of the result's activations; None: they are not."""
+    if plan.settings.calibration != "federated":
+        return None
+    graph = bundle_graph(job.context.artifacts, bundle_sha256, CALIBRATE_GRAPH)
+    reference = OnnxReference(graph, known_task(plan.task).source(CENTRAL)) if graph is not None else None
+    return CalibrationSource(reference, job.folder / "calibration.json", job.context.artifacts.put_bytes)
 
 
 class CampaignProgress:
@@ -297,6 +325,11 @@ class CampaignProgress:
     def committed(self, record: RoundRecord) -> None:
         """A round was committed."""
         self._tell(round=record.number, rounds=self._plan.settings.rounds, accuracy=record.accuracy, loss=record.loss)
+
+    def calibrated(self, calibration: Mapping[str, Any]) -> None:
+        """Whose rows the result's INT8 ranges come from; empty: nobody was asked."""
+        if calibration:
+            self._tell(calibration=dict(calibration))
 
     def check(self) -> None:
         """Now and then, see whether the campaign still runs; raises CampaignFailedError when it does not."""

@@ -21,17 +21,20 @@ from skerry_contract.v1.telemetry_pb2 import CampaignInvitation, Command
 from skerry_server import ports
 from skerry_server.clock import now_ms
 from skerry_server.context import ServerContext
-from skerry_server.federation import campaign_machine, service
-from skerry_server.federation.participants import recruiting
+from skerry_server.errors import InvalidRequestError
+from skerry_server.federation import campaign_machine, privacy_ledger, service
+from skerry_server.federation.participants import recruiting, site_participants
 from skerry_server.federation.participants.eligibility import Conditions, parse_rules
 from skerry_server.federation.participants.participation import EXCLUDED, INVITED
 from skerry_server.federation.service import job_id
 from skerry_server.federation.settings import CampaignSettings, load_settings
+from skerry_server.fleet import gateways
 from skerry_server.fleet.service import cohort_device_ids
 from skerry_server.incidents.service import quarantined_device_ids
 from skerry_server.jobs import job_machine, queue
 from skerry_server.releases import candidate_machine
 from skerry_server.releases.service import create_candidate, failed_gates
+from skerry_server.server_identity import public_host
 from skerry_server.store.tables import Campaign, CampaignParticipant, Candidate, Device, Job, Release
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,9 @@ class CampaignController:
                 .where(Campaign.state.in_(campaign_machine.ACTIVE))
                 .order_by(Campaign.created_ms, Campaign.id)
             ).all()
+        if active:
+            with self._context.database.transaction() as session:
+                gateways.mark_silent(session, at_ms=now_ms())
         for campaign_id in active:
             with self._context.database.transaction() as session:
                 campaign = service.get_campaign(session, campaign_id)
@@ -100,6 +106,18 @@ class CampaignController:
             detail = f"release {campaign.base_release} has no training step"
             service.move(session, campaign, "fail", detail=detail, actor=ACTOR)
             return []
+        try:  # others may have spent since it was made
+            privacy_ledger.check_limit(
+                session,
+                task=campaign.task,
+                cohort_id=campaign.cohort_id,
+                settings=load_settings(campaign.settings),
+                limit=self._context.config.epsilon_limit,
+                campaign_id=campaign.id,
+            )
+        except InvalidRequestError as error:
+            service.move(session, campaign, "fail", detail=str(error), actor=ACTOR)
+            return []
         service.move(session, campaign, "recruit", detail="inviting devices", actor=ACTOR)
         return self._recruit(session, campaign)
 
@@ -117,8 +135,9 @@ class CampaignController:
         verdict = recruiting.judge(settings, states, waited_ms=waited_ms)
         if verdict == "start":
             accepted = sum(state == "accepted" for state in states.values())
+            through = site_participants.join(session, campaign, participants.values(), at_ms=now_ms())
             queue.enqueue(session, "campaign", {"campaign_id": campaign.id}, job_id=job_id(campaign.id))
-            service.move(session, campaign, "start", detail=f"{accepted} devices take part", actor=ACTOR)
+            service.move(session, campaign, "start", detail=f"{accepted} devices take part{through}", actor=ACTOR)
             return []
         if verdict == "fail":
             detail = recruiting.shortage(settings, states, left_out)
@@ -127,7 +146,9 @@ class CampaignController:
         campaign.detail = recruiting.shortage(settings, states, left_out)[:500]
         expires_ms = campaign.updated_ms + settings.recruiting_deadline_ms
         return [
-            self._invitation(campaign, base, device, settings, expires_ms)
+            self._invitation(
+                campaign, base, device, settings, expires_ms, through=self._gateway(session, participants[device])
+            )
             for device, state in states.items()
             if state == INVITED and self._due(campaign.id, device)
         ]
@@ -153,6 +174,7 @@ class CampaignController:
             rules=parse_rules(settings.eligibility),
         )
         moment = now_ms()
+        sites = site_participants.Sites.of(session, campaign, settings, at_ms=moment)
         left_out: dict[str, str] = {}
         for facts in self._cohort(session, campaign):
             row = participants.get(facts.device_id)
@@ -165,6 +187,7 @@ class CampaignController:
             found = recruiting.exclusion(facts, wanted, at_ms=moment)
             if found is None:
                 row.state, row.reason_code, row.reason = INVITED, "", ""
+                row.gateway_id = sites.gateway_of(facts.device_id)
             else:
                 row.reason_code, row.reason = found.code, found.reason
                 left_out[facts.device_id] = found.reason
@@ -208,20 +231,33 @@ class CampaignController:
         return now_ms() - self._sent_ms.get((campaign_id, device_id), 0) >= REPEAT_MS
 
     def _invitation(
-        self, campaign: Campaign, base: Release, device_id: str, settings: CampaignSettings, expires_ms: int
+        self,
+        campaign: Campaign,
+        base: Release,
+        device_id: str,
+        settings: CampaignSettings,
+        expires_ms: int,
+        *,
+        through: Device | None,
     ) -> Addressed:
         config = self._context.config
+        own = ports.join(public_host(config), config.superlink_port)
         invitation = CampaignInvitation(
             campaign_id=campaign.id,
             task=campaign.task,
             release_id=base.id,
             train_step_sha256=bytes.fromhex(base.train_step_sha256),
-            superlink_address=ports.join(ports.reachable_address(config.host), config.superlink_port),
+            superlink_address=own if through is None else gateways.address_of(through),
+            gateway_id="" if through is None else through.id,
             minimum_samples=settings.minimum_samples,
             expires_unix_ms=expires_ms,
         )
         # The same invitation has the same identifier, so that a device that got it twice knows.
         return device_id, Command(command_id=campaign.id, expires_unix_ms=expires_ms, invitation=invitation)
+
+    @staticmethod
+    def _gateway(session: Session, participant: CampaignParticipant) -> Device | None:
+        return session.get(Device, participant.gateway_id) if participant.gateway_id else None
 
     def _invite(self, device_id: str, command: Command) -> None:
         self._sent_ms[(command.command_id, device_id)] = now_ms()
@@ -257,6 +293,7 @@ class CampaignController:
             incident_id=campaign.incident_id,
             mlflow_run_id=campaign.mlflow_run_id,
             metrics=job.result["metrics"],
+            calibration=job.result.get("calibration"),
             actor=ACTOR,
         )
         campaign.candidate_id = candidate.id

@@ -16,10 +16,11 @@ from skerry_contract.identifiers import new_id
 from skerry_server.audit import ledger
 from skerry_server.clock import now_ms
 from skerry_server.errors import ConflictError, NotFoundError
-from skerry_server.federation import campaign_machine
+from skerry_server.federation import campaign_machine, privacy_ledger
+from skerry_server.federation.least_devices import require_devices
 from skerry_server.federation.settings import parse_settings
 from skerry_server.federation.strategies import check_strategy
-from skerry_server.fleet.service import get_cohort
+from skerry_server.fleet.service import cohort_device_ids, get_cohort
 from skerry_server.jobs import queue
 from skerry_server.registry import champions
 from skerry_server.store.tables import Campaign, CampaignRound, Incident, Job
@@ -39,6 +40,7 @@ def create_campaign(
     actor: str,
     incident_id: str = "",
     alone: bool = False,
+    epsilon_limit: float = 0.0,
 ) -> Campaign:
     """Make a draft, which does nothing until it is approved.
 
@@ -51,15 +53,20 @@ def create_campaign(
         actor: Who asked, for the audit ledger.
         incident_id: Incident that the campaign answers.
         alone: Refuse while another campaign of the task is under way, as its approval would.
+        epsilon_limit: See :func:`~skerry_server.federation.privacy_ledger.check_limit`.
 
     Raises:
-        InvalidRequestError: An unknown task, strategy or setting, or a value out of range.
+        InvalidRequestError: An unknown task, strategy or setting, a value out of range, or too few devices for the
+            strategy.
         NotFoundError: No such cohort or incident.
         ConflictError: The task has no champion, or ``alone`` and another campaign is under way.
     """
     check_strategy(strategy)
     checked = parse_settings(known_task(task).default_campaign, settings, strategy=strategy)
     cohort = get_cohort(session, cohort_id)
+    checked = require_devices(
+        checked, strategy=strategy, given=settings, cohort_size=len(cohort_device_ids(session, cohort.id))
+    )
     if incident_id and session.get(Incident, incident_id) is None:
         raise NotFoundError("incident", incident_id)
     base = champions.champion(session, task)
@@ -67,6 +74,7 @@ def create_campaign(
         raise ConflictError(f"task {task} has no champion to start from: roll out a release first")
     if alone:
         _check_free(session, task)
+    privacy_ledger.check_limit(session, task=task, cohort_id=cohort.id, settings=checked, limit=epsilon_limit)
     moment = now_ms()
     campaign = Campaign(
         id=new_id("campaign"),
@@ -109,6 +117,7 @@ def start_campaign(
     settings: Mapping[str, Any],
     actor: str,
     incident_id: str = "",
+    epsilon_limit: float = 0.0,
 ) -> Campaign:
     """Make a campaign and approve it at once; the controller begins to recruit at its next step.
 
@@ -124,6 +133,7 @@ def start_campaign(
         actor=actor,
         incident_id=incident_id,
         alone=True,
+        epsilon_limit=epsilon_limit,
     )
     return approve_campaign(session, campaign.id, actor=actor)
 

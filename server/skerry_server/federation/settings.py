@@ -33,7 +33,8 @@ class CampaignSettings:
         batch_size: Samples per local step, 1 to 1024.
         learning_rate: Of local SGD, above 0, at most 10.
         proximal_mu: Weight of the FedProx term, 0 to 1000; 0 for every strategy but "fedprox".
-        minimum_devices: Devices that must accept before the first round, 1 to 10,000.
+        minimum_devices: Devices that must accept before the first round, 1 to 10,000; by default 2, or as many as the
+            strategy or secure aggregation needs.
         minimum_samples: Labelled samples that a device must have, 2 to 1,000,000.
         quorum: Share of the devices that a round asks for (before over-selection) whose updates it needs, above 0, at
             most 1.
@@ -51,7 +52,8 @@ class CampaignSettings:
         grace_factor: Once the quorum is there, stragglers get this share of the time that it took, 0 to 100.
         maximum_bytes: Budget over both directions, 0 to 2**50 (bytes); 0: none.
         maximum_minutes: Budget of time over all rounds, 0 to 525,600; 0: none.
-        maximum_energy_wh: Budget of energy that the devices report, 0 to 1e9 (watt-hours); 0: none.
+        maximum_energy_wh: Budget of the devices' energy, estimated from the seconds that they trained and the bytes
+            that were moved, 0 to 1e9 (watt-hours); 0: none.
         privacy: See :class:`skerry_server.federation.privacy.settings.PrivacySettings`; ``{"mode": "none"}`` is none.
         secure_aggregation: Whether the server may see only sums of updates.
         selection: "uniform" or "oort".
@@ -62,9 +64,12 @@ class CampaignSettings:
         rest_minutes: How long after an update that counted, in any campaign, a device is left in peace, 0 to 43,200.
         eligibility: See :class:`skerry_server.federation.participants.eligibility.EligibilityRules`.
         early_stopping_rounds: Rounds without improvement after which a campaign ends early, 0 to 1000; 0: never.
-        judge_every: Every how many rounds the model is judged in the forms that devices run, 0 to 1000; 0: at the end.
+        judge_every: Every how many rounds the model is judged in the forms that devices run, 0 to 1000; the last round
+            is judged too. 0: none is, the candidate's gates are the first to judge those forms.
         norm_bound: Updates whose L2 norm is above this many times the round's median are rejected, 0 or 1 to 1000;
             0: none is.
+        calibration: Whose rows the INT8 ranges of the result come from: "central" (the control plane's own) or
+            "federated" (the devices': they tell ranges of activations, and no row leaves them).
         client_app: ``module:attribute`` of a Flower ``ClientApp`` that nodes which are no devices (stock
             ``flower-supernode``) run when they take part; empty: they do not.
     """
@@ -103,6 +108,7 @@ class CampaignSettings:
     early_stopping_rounds: int = 0
     judge_every: int = 0
     norm_bound: float = 0.0
+    calibration: str = "central"
     client_app: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -157,6 +163,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "down_wire": WIRES,
     "mode": ("rounds", "buffered"),
     "selection": ("uniform", "oort"),
+    "calibration": ("central", "federated"),
 }
 FLAGS: Final = frozenset({"secure_aggregation"})
 #: Field to the form of its text; every one may be empty.
@@ -306,6 +313,9 @@ def _check_together(settings: CampaignSettings, strategy: str) -> None:
         if settings.norm_bound:
             raise refuse("norm_bound", "0 with secure_aggregation, which hides the norm of each update")
     private = settings.privacy.get("mode", "none") != "none"
+    if settings.calibration == "federated" and (private or settings.secure_aggregation):
+        what = "privacy" if private else "secure_aggregation"
+        raise refuse("calibration", f"central with {what}: a device's ranges are exact extremes of its own rows")
     if settings.client_app and (private or settings.secure_aggregation or settings.down_wire != "float32"):
         raise refuse("client_app", "empty with privacy, secure_aggregation or a down_wire: plain Flower has none")
     if settings.selection == "oort":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,14 +26,14 @@ NAMES = ("c00", "c01", "c02")
 
 
 class Fleet:
-    """Three devices and a control plane without broker and API.
+    """Devices and a control plane without broker and API.
 
     Attributes:
         proxy: The link between devices and SuperLink, which can be cut.
         unlock: Set to let go of the store before its time.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, names: Sequence[str] = NAMES) -> None:
         self.unlock = threading.Event()
         bundle = build_bundle(root / "bundle")
         self.plane = ControlPlane.create(root / "server", bundle)
@@ -40,16 +41,28 @@ class Fleet:
         self.link = SuperLink(self.context.layout, self.context.config)
         self.link.start()
         self.proxy = LinkProxy(self.link.port)
-        task = load_task(TASK)
+        self._root = root
         self.agents: list[Agent] = []
-        for name in NAMES:
-            agent = Agent(root / name, name, bundle, self.link, port=self.proxy.port)
-            samples = task.source(f"client/{name}")
-            agent.label(samples.x, samples.y)
-            self.agents.append(agent)
+        for name in names:
+            self._add(name)
         self.node_keys = NodeKeysController(self.context.database, lambda: self.link.nodes)
         self.controller = CampaignController(self.context, Courier(self.context, self.agents))
         self.runner = JobRunner(self.context)
+
+    def _add(self, name: str) -> None:
+        agent = Agent(self._root / name, name, self.plane.bundle, self.link, port=self.proxy.port)
+        samples = load_task(TASK).source(f"client/{name}")
+        agent.label(samples.x, samples.y)
+        self.agents.append(agent)
+
+    def join(self, name: str) -> None:
+        """One more device, which :meth:`up` starts."""
+        self._add(name)
+        self.restart_controller()
+
+    def training(self, name: str, number: int) -> bool:
+        """Whether a device's training process says that it trains in that round."""
+        return str(self.agent(name).status().get("detail", "")).endswith(f"round {number}")
 
     def up(self) -> None:
         """Enrol the devices, start those that are not running and let them report."""
@@ -64,20 +77,20 @@ class Fleet:
             poll(agent.joined, what=f"{agent.device_id} joins", seconds=90)
         self.plane.enrol(self.agents)
 
-    def start(self, **settings: object) -> str:
+    def start(self, *, strategy: str = "fedprox", **settings: object) -> str:
         """Ask for a campaign and recruit for it."""
-        campaign_id = self.ask(**settings)
+        campaign_id = self.ask(strategy=strategy, **settings)
         self.drive(lambda: self.campaign(campaign_id).state == campaign_machine.RUNNING, what="it runs")
         return campaign_id
 
-    def ask(self, **settings: object) -> str:
+    def ask(self, *, strategy: str = "fedprox", **settings: object) -> str:
         """Ask for a campaign."""
         with self.context.database.transaction() as session:
             campaign = service.start_campaign(
                 session,
                 task=TASK,
                 cohort_id="all",
-                strategy="fedprox",
+                strategy=strategy,
                 settings={"rounds": 2, "quorum": 1.0, **settings},
                 actor="test",
             )
@@ -182,13 +195,13 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(root: Path) -> Iterator[Fleet]:
+def running_fleet(root: Path, names: Sequence[str] = NAMES) -> Iterator[Fleet]:
     """A fleet whose task is installed for this process and for the jobs'."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TASK_PACKAGE))
-        patch.setenv("PYTHONPATH", str(TASK_PACKAGE))  # for the job processes
+        patch.setenv("PYTHONPATH", str(TASK_PACKAGE), prepend=os.pathsep)  # for the job processes
         load_task.cache_clear()
-        fleet = Fleet(root)
+        fleet = Fleet(root, names)
         try:
             yield fleet
         finally:

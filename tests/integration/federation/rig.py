@@ -20,6 +20,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from skerry_agent.config import AgentConfig, AgentLayout
+from skerry_agent.identity.certificate import make_request, new_key, request_to_pem
+from skerry_agent.identity.identity_files import IdentityFiles
 from skerry_agent.identity.node_key import node_public_key
 from skerry_agent.training.labelled_store import LabelledStore
 from skerry_agent.update.slots import MANIFEST, Pointer, slot_folder, write_pointer
@@ -38,7 +40,7 @@ from skerry_server.fleet.authority import CertificateAuthority, utc_now
 from skerry_server.store.migrate import upgrade
 from skerry_server.store.tables import CampaignParticipant, Candidate, ChampionEntry, Cohort, Device
 from skerry_server.store.tables import Release as ReleaseRow
-from unit.agent_training.linear_graphs import linear_graphs
+from unit.agent_training.linear_graphs import linear_graphs, with_ranges
 
 TASK = "linear-digits"
 RELEASE_ID = "linear-digits-r1"
@@ -101,6 +103,14 @@ def issue_identity(layout: ServerLayout) -> None:
     layout.server_key.write_bytes(server.key_pem)
 
 
+def certify(layout: AgentLayout, device_id: str, pki: Path) -> None:
+    """Give a device the identity that enrolment gives it: a key of its own and the fleet authority's certificate."""
+    authority, key = CertificateAuthority.load(pki), new_key()
+    request = request_to_pem(make_request(key, device_id)).encode()
+    certificate_pem = authority.issue_device(request, device_id=device_id, now=utc_now())
+    IdentityFiles(layout).write_first(key, certificate_pem, authority.certificate_pem)
+
+
 def build_bundle(folder: Path) -> TrainableBundle:
     """A bundle of softmax regression on digits, all parameters zero."""
     graphs = linear_graphs((1, 8, 8), 10, scale=1 / 16)
@@ -108,6 +118,7 @@ def build_bundle(folder: Path) -> TrainableBundle:
     for name, data in {
         "infer.onnx": graphs.evaluate,
         "evaluate.onnx": graphs.evaluate,
+        "calibrate.onnx": with_ranges(graphs.evaluate, ("rows", "scores")),
         "train_step.onnx": graphs.step,
         "train_step.pb": graphs.spec.SerializeToString(),
         "golden_step.pb": graphs.golden().SerializeToString(),
@@ -222,8 +233,7 @@ class Agent(ChildProcess):
             release_keys=[bundle.signer.public_key.hex()],
         )
         self.layout.config.write_text(config.to_json())
-        self.layout.identity.mkdir(mode=0o700)
-        (self.layout.identity / "authority.pem").write_bytes(link.authority.read_bytes())
+        certify(self.layout, device_id, link.authority.parent)
         install(self.layout, bundle)
         super().__init__([sys.executable, "-m", "skerry_agent.training", str(root)], root / "training.log")
 

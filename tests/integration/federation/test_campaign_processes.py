@@ -12,9 +12,11 @@ import pytest
 
 from integration.federation.fleet import Fleet, running_fleet
 from integration.federation.rig import RELEASE_ID
+from skerry_contract.calibration import decode_ranges
 from skerry_server.clock import now_ms
 from skerry_server.federation import campaign_machine, service
 from skerry_server.registry.mlflow_registry import open_registry
+from skerry_server.store.tables import Job
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 def test_a_campaign_from_invitation_to_candidate(fleet: Fleet) -> None:
     fleet.up()
-    campaign_id = fleet.start(rounds=3)
+    campaign_id = fleet.start(rounds=3, calibration="federated")
     candidate = fleet.delivered(campaign_id)
     rounds = fleet.rounds(campaign_id)
     assert [(row.number, row.accepted) for row in rounds] == [(1, 3), (2, 3), (3, 3)]
@@ -33,6 +35,13 @@ def test_a_campaign_from_invitation_to_candidate(fleet: Fleet) -> None:
     assert candidate.parent_release == RELEASE_ID
     assert candidate.metrics["device_accuracy"] > candidate.metrics["champion_device_accuracy"] + 0.5
     assert candidate.metrics["measuring_devices"] == 3
+
+    with fleet.context.database.reading() as session:
+        calibration = session.get_one(Job, service.job_id(campaign_id)).result["calibration"]
+    assert (calibration["source"], calibration["devices"], calibration["reason"]) == ("devices", 3, "")
+    told = decode_ranges(fleet.context.artifacts.get_bytes(calibration["ranges_sha256"]))
+    assert told.ranges["rows"] == (0.0, 1.0)  # pixels from 0 to 16, scaled
+    assert told.parameters_sha256.hex() == candidate.parameters_sha256
 
     row = fleet.campaign(campaign_id)
     assert int(row.flower_run_id) > 0
@@ -102,6 +111,25 @@ def test_an_abort_ends_the_process(fleet: Fleet) -> None:
     assert "the campaign is aborted" in fleet.job(campaign_id).error
     assert fleet.campaign(campaign_id).state == campaign_machine.ABORTED
     assert now_ms() - fleet.campaign(campaign_id).updated_ms < 30_000
+
+
+def test_a_secure_campaign_recovers_a_device_that_is_killed_within_a_round(fleet: Fleet) -> None:
+    fleet.join("c03")  # more than two thirds of four are left when one dies
+    fleet.up()
+    fleet.hold("c03")
+    privacy = {"mode": "distributed", "clip_norm": 2.0, "noise_multiplier": 0.02, "delta": 1e-5}
+    campaign_id = fleet.start(rounds=2, quorum=0.7, secure_aggregation=True, privacy=privacy)
+    fleet.drive(lambda: fleet.training("c03", 1), what="c03 shared its secrets and trains")
+    fleet.agent("c03").kill(signal.SIGKILL)
+    candidate = fleet.delivered(campaign_id)
+    rounds = fleet.rounds(campaign_id)
+    assert [(row.number, row.accepted) for row in rounds] == [(1, 3), (2, 3)]
+    assert list(rounds[0].failures) == ["c03"]
+    assert max(row.accuracy for row in rounds) > 0.5  # with noise; the base model guesses: 0.1
+    for number in (1, 2):
+        assert fleet.updates(campaign_id, number) == {"secure-sum"}  # nobody's own update lies anywhere
+    assert [row.privacy["rounds"] for row in rounds] == [1, 2]
+    assert candidate.metrics["privacy_epsilon"] == rounds[1].privacy["epsilon"] > 0
 
 
 def test_the_server_side_of_a_campaign_is_heavy_only_in_its_own_process() -> None:

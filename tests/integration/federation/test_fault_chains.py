@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from integration.federation.fleet import NAMES, Fleet, running_fleet
 from integration.federation.rig import poll
 from skerry_server.federation import campaign_machine
 from skerry_server.federation.service import job_id
+from skerry_server.superlink import lane_folder
 
 #: How long a stopped process stands still, a link is cut and the store is locked (seconds).
 PAUSE_S = 3.0
@@ -43,7 +46,7 @@ class Fault:
     strike: Callable[[Chain], None]
     heal: Callable[[Chain], None] | None = None
     fails: str = ""
-    settings: tuple[tuple[str, object], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,12 @@ def start_superlink(chain: Chain) -> None:
     chain.fleet.link.start()
 
 
+def lose_mailbox(chain: Chain) -> None:
+    """The SuperLink is killed, and what it kept for the lane is gone from its disk."""
+    kill_superlink(chain)
+    shutil.rmtree(lane_folder(chain.fleet.context.layout))
+
+
 def kill_job(chain: Chain) -> None:
     chain.signal_job(signal.SIGKILL)
 
@@ -151,7 +160,7 @@ def restart_everything(chain: Chain) -> None:
     start_devices(*NAMES)(chain)
 
 
-_HASTE: tuple[tuple[str, object], ...] = (("round_deadline_ms", 12_000), ("recruiting_deadline_ms", 8_000))
+_HASTE: tuple[tuple[str, Any], ...] = (("round_deadline_ms", 12_000), ("recruiting_deadline_ms", 8_000))
 
 FAULTS = (
     Fault("the SuperLink is killed", kill_superlink, start_superlink),
@@ -183,6 +192,7 @@ FAULTS = (
     Fault("the controller is killed", lambda chain: chain.fleet.restart_controller()),
     Fault("the store is locked", lock_store),
     Fault("the journal's files are lost", lose_spool),
+    Fault("the lane's mailbox is lost", lose_mailbox, start_superlink),
     Fault("everything is killed", everything, restart_everything),
 )
 

@@ -10,13 +10,13 @@ import pytest
 
 from skerry_contract.tensors import Array
 from skerry_models.bound_graph import bind_parameters
-from skerry_models.errors import BundleError
+from skerry_models.errors import BundleError, DataError
 from skerry_models.evaluation import evaluate_onnx, evaluate_parameters
 from skerry_models.export import InferenceGraphs, export_inference
 from skerry_models.parameters import initial_parameters
 from skerry_models.quantise import quantise
-from skerry_models.task import CENTRAL, HOLDOUT, Dataset, Task, load_task
-from skerry_server.federation.rounds.deployed import ACCURACY, DeployedJudge
+from skerry_models.task import CENTRAL, HOLDOUT, UNSEEN, Dataset, Task, load_task
+from skerry_server.federation.rounds.deployed import ACCURACY, DeployedJudge, cohorts_of
 from skerry_server.federation.rounds.holdout import OnnxHoldout
 
 
@@ -75,6 +75,26 @@ def test_parameters_that_do_not_fit_are_named(exported: Exported) -> None:
     del state["head.bias"]
     with pytest.raises(BundleError, match=r"parameters without a value: \['head\.bias'\]"):
         bind_parameters(exported.graphs.evaluate, state)
+
+
+def test_what_is_judged_beside_the_holdout(exported: Exported) -> None:
+    cohorts = cohorts_of(exported.task)
+    assert list(cohorts) == ["holdout", "drifted", "unseen"]
+    assert len(cohorts["unseen"]) > 0
+    assert np.array_equal(cohorts["drifted"].y, exported.holdout.y)
+    assert not np.array_equal(cohorts["drifted"].x, exported.holdout.x)
+
+    class Fewer:
+        """The task where nobody has brought rows of unseen people."""
+
+        def source(self, name: str) -> Dataset:
+            if name == UNSEEN:
+                raise DataError("no rows of unseen people", looked_for=["nowhere"], remedy="none")
+            return exported.task.source(name)
+
+        apply_drift = staticmethod(exported.task.apply_drift)
+
+    assert list(cohorts_of(Fewer())) == ["holdout", "drifted"]  # type: ignore[arg-type]  # as much of a task as is asked
 
 
 def test_a_judge_needs_a_holdout(exported: Exported) -> None:

@@ -37,6 +37,7 @@ class FakeDevice:
         delay_s: From question to answer; a queue gives one delay per question.
         faults: What goes wrong with the next answers, one each: "silent", "error", "refuse", "nan", "shape", "names",
             "garbage", "twice", "other-device", "lost" (the run is lost when the answer is due), "unreachable".
+        personal_accuracy: Of its own model; -1 without one.
         refuses_wires: Whether it can encode nothing but "float32".
         models: What it was given, by digest.
         wires: Of each question: how the model came, and how the answer was asked for.
@@ -48,6 +49,7 @@ class FakeDevice:
     examples: int = 10
     delay_s: float = 0.1
     accuracy: float = 0.5
+    personal_accuracy: float = -1.0
     faults: deque[str] = field(default_factory=deque)
     asked: int = 0
     refuses_wires: bool = False
@@ -80,12 +82,18 @@ class FakeDevice:
         if fault == "error":
             return Reply("", error=ReplyError("RuntimeError: out of memory", refused=False))
         if fault == "refuse":
-            return Reply("", error=ReplyError("3 labelled samples are fewer than 20", refused=True))
+            return Reply("", error=ReplyError("few-samples: 3 labelled samples are fewer than 20", refused=True))
         if fault == "garbage":
             return Reply("", fields={"device_id": self.name, "examples": "many"})
         name = "somebody-else" if fault == "other-device" else self.name
         if broadcast.kind != TRAIN:
-            reply = EvaluateReply(device_id=name, examples=5, accuracy=self.accuracy, loss=0.3)
+            reply = EvaluateReply(
+                device_id=name,
+                examples=5,
+                accuracy=self.accuracy,
+                loss=0.3,
+                personal_accuracy=self.personal_accuracy,
+            )
             return Reply("", fields=reply.to_fields())
         wire = str(broadcast.fields.get("wire", "float32"))
         self.wires.append((str(broadcast.fields.get("parameters_wire", "float32")), wire))
@@ -114,6 +122,7 @@ class FakeDevice:
             validation_loss=0.4,
             parameters=self.encoded(model, state, wire, self.asked) if wire != "float32" else encode_bundle(state),
             wire=wire,
+            personal_accuracy=self.personal_accuracy,
         )
         return Reply("", fields=train.to_fields())
 

@@ -87,7 +87,7 @@ def test_too_few_at_the_deadline_fail_the_campaign(tmp_path: Path) -> None:
     world = buffered(tmp_path, devices, rounds=2, quorum=1.0, round_deadline_ms=5_000)
     with pytest.raises(RoundFailedError, match="1 of at least 3 devices answered") as caught:
         world.run().run()
-    assert caught.value.failures["b"].startswith("3 labelled samples")
+    assert caught.value.failures["b"].startswith("few-samples: 3 labelled samples")
     assert world.journal.rounds() == []
     assert [update.device_id for update in world.journal.recorded(1)] == ["a"]
 

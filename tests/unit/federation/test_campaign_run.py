@@ -141,7 +141,7 @@ def test_too_few_devices_fail_the_campaign_and_leave_the_journal_whole(tmp_path:
     world = World(tmp_path, devices)
     with pytest.raises(RoundFailedError, match="1 of at least 2 devices answered") as caught:
         world.run().run()
-    assert caught.value.failures["b"].startswith("3 labelled samples")
+    assert caught.value.failures["b"].startswith("few-samples: 3 labelled samples")
     assert world.models() == [1.75]
     assert [update.device_id for update in world.journal.recorded(2)] == ["c"]
 

@@ -173,3 +173,18 @@ def test_what_nobody_names_is_swept_once_it_is_old(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (stat.st_atime, stat.st_mtime - 2 * UNNAMED_S))
     assert folder.sweep(lambda name: name == "named") == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fresh", "named"]
+
+
+def test_another_file_is_another_mailbox_and_the_same_file_the_same(tmp_path: Path) -> None:
+    first = Mailbox(tmp_path / "mailbox.sqlite")
+    first.attach("7")
+    first.close()
+    again = Mailbox(tmp_path / "mailbox.sqlite")
+    other = Mailbox(tmp_path / "other.sqlite")
+    assert again.identity == first.identity != other.identity
+    assert (again.attached(["7", "8"]), other.attached(["7", "8"])) == ({"7"}, set())
+    other.attach("7")
+    other.attach("7")
+    assert other.attached(["7"]) == {"7"}
+    again.close()
+    other.close()

@@ -183,8 +183,11 @@ def test_rounds_follow_each_other_and_are_not_repeated() -> None:
     collector = secure_round(exchange)
     for number in (1, 2):
         check_sum(collector.collect(instruction(number), model(), rules(4)), devices)
-    with pytest.raises(SecureRoundFailedError, match="above 2, already unmasked"):
+    with pytest.raises(
+        SecureRoundFailedError, match="round-used-up: round 2 is unmasked, 2 is not asked again"
+    ) as caught:
         collector.collect(instruction(2), model(), rules(4))
+    assert caught.value.used_up
     check_sum(collector.collect(instruction(3), model(), rules(4)), devices)
 
 

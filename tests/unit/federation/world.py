@@ -11,6 +11,7 @@ import numpy as np
 
 from skerry_contract.tensors import Array, encode_bundle
 from skerry_server.federation.exchange import Exchange, ExchangeLostError
+from skerry_server.federation.rounds.calibration_source import CalibrationSource
 from skerry_server.federation.rounds.campaign_run import CampaignPlan, CampaignRun, Holdout, Workshop
 from skerry_server.federation.rounds.collecting import MakeCollecting
 from skerry_server.federation.rounds.journal import CampaignJournal, RoundRecord
@@ -81,11 +82,14 @@ class World:
         }
         self.settings = CampaignSettings(**{**defaults, **settings})
         self.incident_devices: tuple[str, ...] = ()
+        self.gateways: dict[str, tuple[str, ...]] = {}
         self.accuracy: Callable[[float], float] = lambda level: level / 10
         self.judge: Callable[[Mapping[str, Array]], dict[str, float]] | None = None
+        self.calibration: CalibrationSource | None = None
         self.choose: Callable[[int], tuple[str, ...]] | None = None
         self.collecting: MakeCollecting | None = None
         self.base = BASE
+        self.task = "t"
         self.participants = tuple(device.name for device in devices)
         self.phases: list[tuple[int, str]] = []
         self.kill_after_commits = -1
@@ -113,12 +117,13 @@ class World:
     def run(self) -> CampaignRun:
         plan = CampaignPlan(
             campaign_id="campaign-1",
-            task="t",
+            task=self.task,
             settings=self.settings,
             participants=self.participants,
             train_step_sha256="0" * 64,
             base=self.base,
             incident_devices=self.incident_devices,
+            gateways=self.gateways,
         )
         workshop = Workshop(
             plan,
@@ -127,6 +132,7 @@ class World:
             RoundPrivacy.of(self.settings, "campaign-1", self.journal.secret),
             self.evaluate,
             self.judge,
+            self.calibration,
             clock=self.clock,
             on_phase=lambda number, phase: self.phases.append((number, phase)),
         )

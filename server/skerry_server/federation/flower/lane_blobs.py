@@ -107,7 +107,7 @@ class Incoming:
         self.stream: IO[bytes] = self._temporary.file
         self.digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append."""
         self.digest.update(data)
         self.stream.write(data)

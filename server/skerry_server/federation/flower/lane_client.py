@@ -14,7 +14,7 @@ from flwr.supercore.constant import TASK_TOKEN_HEADER
 from skerry_contract import lane
 from skerry_contract.campaign import Scalar
 from skerry_contract.errors import WireError
-from skerry_server.federation.exchange import Reply, ReplyError
+from skerry_server.federation.exchange import ExchangeLostError, Reply, ReplyError
 from skerry_server.federation.flower.client import tls_context
 from skerry_server.federation.flower.lane_blobs import BlobError, BlobFolder
 from skerry_server.superlink import SECRET_HEADER, SuperLinkAccess
@@ -32,6 +32,7 @@ class LaneClient:
         """``token`` is the run's task's; raises OSError when a file of ``access`` is missing."""
         headers = {SECRET_HEADER: access.secret.read_text().strip(), TASK_TOKEN_HEADER: token}
         self._blobs = BlobFolder(access.blobs)
+        self._mailbox = ""
         self._http = httpx.Client(
             base_url=f"https://{access.address}",
             headers=headers,
@@ -49,12 +50,14 @@ class LaneClient:
             self._blobs.put(sha256, data)
         head = {"nodes": [str(node) for node in node_ids], "owner": str(fields.get("campaign_id", ""))}
         answer, _ = self._post(lane.SEND_PATH, head | {"kind": kind, "ttl_s": ttl_s}, frame)
+        self._check_mailbox(answer)
         sent = {int(node): str(message_id) for node, message_id in answer["sent"].items()}
         return sent, [int(node) for node in answer["other"]]
 
     def receive(self, done: Iterable[str], *, wait_s: float) -> list[tuple[str, bytes]]:
         """Messages with their answers, as frames, once ``done`` are forgotten; waits for the first."""
         answer, frames = self._post(lane.RECEIVE_PATH, {"done": list(done), "wait_s": wait_s}, wait_s=wait_s)
+        self._check_mailbox(answer)
         listed: list[tuple[str, bytes]] = []
         position = 0
         for message_id, size in answer["answers"]:
@@ -86,6 +89,13 @@ class LaneClient:
     def close(self) -> None:
         """Let go of the connection."""
         self._http.close()
+
+    def _check_mailbox(self, answer: Mapping[str, Any]) -> None:
+        """Raise ExchangeLostError when what was sent cannot be answered any more: the file that held it is gone."""
+        found = str(answer.get("mailbox", ""))
+        if self._mailbox and found != self._mailbox:
+            raise ExchangeLostError("the SuperLink has lost its mailbox, and every message of this run with it")
+        self._mailbox = found
 
     def _post(
         self, path: str, head: Mapping[str, Any], body: bytes = b"", *, wait_s: float = 0.0

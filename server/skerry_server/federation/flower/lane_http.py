@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from skerry_contract import lane
+from skerry_server.federation.flower.lane_protocol import BODY_EXTENSION
 from skerry_server.federation.flower.operator_gate import Receive, Scope, Send
 
 
@@ -64,6 +66,25 @@ async def read_body(receive: Receive, *, most: int = lane.FRAME_BYTES) -> bytes:
             raise Refusal(413, f"a frame has at most {most} bytes here")
         if not message.get("more_body", False):
             return b"".join(pieces)
+
+
+async def pour_body(scope: Scope, receive: Receive, write: Callable[[bytes | memoryview], None]) -> None:
+    """Give the body of a request to ``write``, piece by piece, by the short way where the server has it.
+
+    Raises:
+        ConnectionError: The client went away.
+    """
+    pour = scope.get("extensions", {}).get(BODY_EXTENSION)
+    if pour is not None:
+        await pour(write)
+        return
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client went away")
+        write(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 async def gone(receive: Receive) -> None:

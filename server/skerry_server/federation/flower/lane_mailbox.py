@@ -26,6 +26,7 @@ LONGEST_S = 86_400.0
 PER_NODE = 64
 
 _SCHEMA = """
+CREATE TABLE IF NOT EXISTS mailbox (identity TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS node (node_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS content (content_id INTEGER PRIMARY KEY, frame BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS message (
@@ -83,19 +84,26 @@ class Mailbox:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000"):
             self._sql.execute(f"PRAGMA {pragma}")
         self._sql.executescript(_SCHEMA)
+        self._sql.execute(
+            "INSERT INTO mailbox SELECT ? WHERE NOT EXISTS (SELECT 1 FROM mailbox)", (secrets.token_hex(8),)
+        )
+        self._nodes = {str(node_id) for (node_id,) in self._sql.execute("SELECT node_id FROM node")}
+        #: Of this file: another one means that its messages are lost.
+        self.identity = str(self._sql.execute("SELECT identity FROM mailbox").fetchone()[0])
 
     def close(self) -> None:
         """Let go of the file."""
         self._sql.close()
 
     def attach(self, node_id: str) -> None:
-        """From now on this node is asked over the lane."""
-        self._sql.execute("INSERT OR IGNORE INTO node VALUES (?)", (node_id,))
+        """From now on this node is asked over the lane; costs nothing when it is already."""
+        if node_id not in self._nodes:
+            self._sql.execute("INSERT OR IGNORE INTO node VALUES (?)", (node_id,))
+            self._nodes.add(node_id)
 
     def attached(self, node_ids: Collection[str]) -> set[str]:
         """Those that are asked over the lane."""
-        every = {node_id for (node_id,) in self._sql.execute("SELECT node_id FROM node")}
-        return every & set(node_ids)
+        return self._nodes & set(node_ids)
 
     def post(
         self,

@@ -28,12 +28,14 @@ class RegisteredNode:
         public_key: PEM.
         name: Given when it was registered.
         active: False once it was unregistered; the SuperLink never takes its key again.
+        online: It is connected now.
     """
 
     node_id: int
     public_key: bytes
     name: str
     active: bool
+    online: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class FlowerNodes:
                 public_key=bytes(info.public_key),
                 name=str(info.name),
                 active=info.status != NodeStatus.UNREGISTERED,
+                online=info.status == NodeStatus.ONLINE,
             )
             for info in response.nodes_info
         ]

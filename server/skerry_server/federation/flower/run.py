@@ -245,6 +245,15 @@ class FlowerRun:
             if not name.startswith(DEVICE_PREFIX)
         }
 
+    def devices(self) -> dict[str, int]:
+        """Devices whose nodes are connected, by the names that their keys were registered under."""
+        self.nodes()
+        return {
+            name.removeprefix(DEVICE_PREFIX): node_id
+            for node_id, name in self._names.items()
+            if name.startswith(DEVICE_PREFIX)
+        }
+
     def send(self, broadcast: Broadcast, node_ids: Collection[int]) -> dict[int, str]:
         """See :class:`~skerry_server.federation.exchange.Exchange`. The content is uploaded once for all nodes."""
         if not node_ids:

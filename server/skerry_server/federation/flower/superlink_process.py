@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     from flwr.superlink.main import create_app
 
     from skerry_server.federation.flower.lane import Lane
+    from skerry_server.federation.flower.lane_protocol import LaneProtocol
 
     logging.getLogger("flwr").handlers.clear()  # its own handler would write every line a second time
     # The package has a function of the same name as this module.
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_S,
         server_header=False,
+        http=LaneProtocol,
         ws="none",
     )
     return 0

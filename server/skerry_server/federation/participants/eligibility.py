@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from skerry_contract.campaign import NEEDS_EACH, SITE_QUORUM
 from skerry_server.errors import InvalidRequestError
 from skerry_server.federation.participants.time_windows import MINUTE_MS, OFFSETS, Window, format_minute, minute_of_day
 
@@ -45,6 +46,8 @@ EXCLUSIONS: Final[dict[str, str]] = {
     "expired": "the invitation had expired when it came",
     "declined": "declined without a reason that is known here",
     "failed": "its answer in a round did not come or did not count",
+    NEEDS_EACH: "the campaign needs the update of each device, so its site is asked device by device",
+    SITE_QUORUM: "too few devices of its site answered",
 }
 
 

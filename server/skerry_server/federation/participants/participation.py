@@ -6,7 +6,7 @@ Every function works inside the caller's transaction. A round's configuration ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -168,12 +168,22 @@ def note_commit(session: Session, committed: CampaignRound, updates: Sequence[Ca
     for device in session.scalars(sa.select(Device).where(Device.id.in_(received_ms))):
         device.participations += 1
         device.last_participation_ms = max(device.last_participation_ms, received_ms[device.id])
-    for device_id, reason in committed.failures.items():
+    _note_failures(rows, committed.failures)
+    session.flush()
+
+
+def note_failures(session: Session, campaign_id: str, failures: Mapping[str, str]) -> None:
+    """A round came to nothing: device to what became of it, for those that count why devices stay out."""
+    _note_failures(_accepted(session, campaign_id), failures)
+    session.flush()
+
+
+def _note_failures(rows: Mapping[str, CampaignParticipant], failures: Mapping[str, object]) -> None:
+    for device_id, reason in failures.items():
         row = rows.get(device_id)
         if row is not None:
             code, text = split_reason(str(reason))
             row.reason_code, row.reason = code, text[:REASON_CHARACTERS]
-    session.flush()
 
 
 def split_reason(reason: str) -> tuple[str, str]:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from skerry_server.federation.privacy.settings import PrivacySettings
@@ -120,6 +120,35 @@ def _library_epsilon(accountant: str, spending: Spending, delta: float) -> float
         library = RdpAccountant(_RDP_ORDERS)
     library.compose(event, spending.rounds)
     return float(library.get_epsilon(delta))
+
+
+def composed_epsilon(spendings: Collection[Spending], delta: float) -> float:
+    """Epsilon of several campaigns together, for a device that took part in each: never more than their sum.
+
+    Gaussian rounds without sampling compose exactly, ``mu**2`` adds up (arXiv 1905.02383, corollary 3.3); as soon as
+    one campaign samples, all of them are composed as privacy loss distributions by dp-accounting.
+    """
+    rounds = tuple(sorted((each for each in spendings if each.rounds), key=astuple))
+    if not rounds:
+        return 0.0
+    if all(each.sampling_probability == 1.0 for each in rounds):
+        squared = sum(each.rounds / each.noise_multiplier**2 for each in rounds)
+        return exact_epsilon(Spending(1 / math.sqrt(squared), 1), delta)
+    return _library_composed(rounds, delta)
+
+
+@functools.lru_cache(maxsize=256)  # a page that is open asks again and again
+def _library_composed(spendings: tuple[Spending, ...], delta: float) -> float:
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    accountant: Any = PLDAccountant(value_discretization_interval=_PLD_INTERVAL)
+    for each in spendings:
+        event: Any = dp_accounting.GaussianDpEvent(each.noise_multiplier)
+        if each.sampling_probability != 1.0:
+            event = dp_accounting.PoissonSampledDpEvent(each.sampling_probability, event)
+        accountant.compose(event, each.rounds)
+    return float(accountant.get_epsilon(delta))
 
 
 #: Name to what computes epsilon at delta.

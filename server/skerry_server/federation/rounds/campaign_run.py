@@ -7,13 +7,14 @@ what the strategy carried, and counts the updates that the round in progress had
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from skerry_contract.tensors import decode_bundle
@@ -22,13 +23,14 @@ from skerry_server.federation.privacy import PrivacyBudgetError
 from skerry_server.federation.rounds import budget, deployed
 from skerry_server.federation.rounds.best_round import best_round
 from skerry_server.federation.rounds.buffered_collecting import MAXIMUM_STALENESS, BufferedCollecting
+from skerry_server.federation.rounds.calibrating import DeviceCalibrator
 from skerry_server.federation.rounds.carried import Carried
 from skerry_server.federation.rounds.collecting import Collecting, MakeCollecting, PlainCollecting
 from skerry_server.federation.rounds.downlink import DownLink, ModelDifference
 from skerry_server.federation.rounds.journal import BASE_ROUND, RoundRecord, State
 from skerry_server.federation.rounds.measuring import DeviceMeasurer, cohort_figures, device_metrics
 from skerry_server.federation.rounds.open_round import OpenRound
-from skerry_server.federation.rounds.round_loop import Resolve, RoundRules
+from skerry_server.federation.rounds.round_loop import Resolve, RoundFailedError, RoundRules
 from skerry_server.federation.rounds.workshop import CampaignPlan, Holdout, Version, Workshop
 from skerry_server.federation.strategies import check_strategy_settings
 
@@ -42,6 +44,8 @@ OPENINGS = 5
 PATIENCE = 0.25
 #: How often more devices are chosen for a round that has too few (seconds).
 CHOOSE_S = 5.0
+#: After so many rounds in a row that were skipped, the campaign fails with the reason of the last.
+SKIPS = 3
 #: Models that are kept in memory for updates that come late.
 VERSIONS = 4
 
@@ -64,6 +68,8 @@ class CampaignResult:
         metrics: Flat name to number, for the candidate.
         ended: Why there were no more rounds.
         privacy: What the release says about its privacy; empty without.
+        calibration: Whose rows the INT8 ranges come from
+            (:class:`~.calibration_source.CalibrationOutcome`); empty where the devices were not to be asked.
     """
 
     best: RoundRecord
@@ -71,6 +77,7 @@ class CampaignResult:
     metrics: dict[str, float]
     ended: str
     privacy: dict[str, Any]
+    calibration: dict[str, Any] = field(default_factory=dict)
 
 
 class CampaignRun:
@@ -220,13 +227,27 @@ class CampaignRun:
                 order = _Order(self._choose, opened.number, self._plan, self._clock)
                 question = DownLink(opened.instruction(), group=str(opened.number), changes=self._changes(start))
                 rules = self._rules(len(order.devices), growing=order.growing)
-            with opened.phases.phase("collect"):
-                collected = collecting.collect(opened, question, rules, order.resolve(resolve))
-            record, version = opened.finish(collected, question.sent_bytes)
+            try:
+                with opened.phases.phase("collect"):
+                    collected = collecting.collect(opened, question, rules, order.resolve(resolve))
+            except RoundFailedError as error:
+                if not error.used_up:
+                    raise
+                record, version = opened.skip(error, question.sent_bytes)
+                self._check_skips(error)
+            else:
+                record, version = opened.finish(collected, question.sent_bytes)
         finally:
             opened.close()
         self._keep(version.number, version.model)
         return record, version
+
+    def _check_skips(self, error: RoundFailedError) -> None:
+        """Give up when too many rounds were skipped in a row, or no round is left to make up for them."""
+        rounds = self._journal.rounds()
+        in_a_row = len(list(itertools.takewhile(lambda record: record.skipped, reversed(rounds))))
+        if in_a_row >= SKIPS or in_a_row == len(rounds) >= self._plan.settings.rounds:
+            raise error
 
     def _changes(self, start: Version) -> ModelDifference | None:
         """The model as its difference from the one before, when there is one and somebody has that one."""
@@ -288,18 +309,36 @@ class CampaignRun:
         best = rounds[number - 1]
         if number not in measured:
             measured[number] = measurer.measure(best)
+        calibration = self._calibrate(exchange, best)
         on_base = measurer.measure_base()  # the campaign's last question: devices drop what they kept for it
         metrics = {
             "holdout_accuracy": best.accuracy,
             "holdout_accuracy_champion": base.accuracy,
             "rounds": float(len(rounds)),
+            "rounds_skipped": float(sum(record.skipped for record in rounds)),
             "best_round": float(number),
             **{name: best.metrics[name] for name in deployed.RESULT_METRICS if name in best.metrics},
             **{name: value for name, value in last.metrics.items() if name.startswith("privacy_")},
-            **device_metrics(on_base, measured[number], incident),
+            **device_metrics(on_base, measured[number], incident, self._plan.gateways),
+            **measurer.personal(best),
         }
         # Every round that was made has spent of the privacy, also one after the best.
-        return CampaignResult(best, len(rounds), metrics, ended, dict(last.privacy))
+        return CampaignResult(best, len(rounds), metrics, ended, dict(last.privacy), calibration)
+
+    def _calibrate(self, exchange: Exchange, best: RoundRecord) -> dict[str, Any]:
+        if self._workshop.calibration is None:
+            return {}
+        calibrator = DeviceCalibrator(
+            self._plan,
+            self._journal,
+            exchange,
+            self._resolve(exchange),
+            self._workshop.calibration,
+            clock=self._clock,
+            sleep=self._sleep,
+            check=self._check,
+        )
+        return calibrator.calibrate(best).as_dict()
 
 
 class _Order:

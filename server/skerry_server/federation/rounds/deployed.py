@@ -6,6 +6,7 @@ not compete. Choosing is pure; :class:`DeployedJudge` quantises and runs the gra
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -15,15 +16,42 @@ from skerry_server.federation.rounds.journal import RoundRecord
 from skerry_server.federation.rounds.workshop import Judge
 
 if TYPE_CHECKING:
-    from skerry_models.task import Dataset
+    from skerry_models.task import Dataset, Task
+
+logger = logging.getLogger(__name__)
 
 #: Accuracy of the worst INT8 form on the holdout: the figure that decides.
 ACCURACY: Final = "deployed_accuracy"
 #: Figures of the best round that the candidate's metrics get.
-RESULT_METRICS: Final = (ACCURACY, "deployed_agreement", "deployed_latency_p99_us", "deployed_latency_class")
+RESULT_METRICS: Final = (
+    ACCURACY,
+    f"{ACCURACY}_drifted",
+    f"{ACCURACY}_unseen",
+    "deployed_agreement",
+    "deployed_latency_p99_us",
+    "deployed_latency_class",
+)
 #: Upper ends of the latency classes of one row (microseconds): below 1, 10 and 100 ms, and slower.
 LATENCY_CLASSES_US: Final = (1_000.0, 10_000.0, 100_000.0)
 _HOLDOUT = "holdout"
+
+
+def cohorts_of(task: Task) -> dict[str, Dataset]:
+    """Rows that the forms are measured on, by cohort.
+
+    The holdout decides. Told beside it and never decided on: the holdout under the task's drift, and people that nobody
+    trained on, where the task has such rows.
+    """
+    from skerry_models.errors import DataError
+    from skerry_models.task import HOLDOUT, UNSEEN, Dataset
+
+    holdout = task.source(HOLDOUT)
+    cohorts = {_HOLDOUT: holdout, "drifted": Dataset(task.apply_drift(holdout.x, seed=0), holdout.y)}
+    try:
+        cohorts["unseen"] = task.source(UNSEEN)
+    except DataError as error:
+        logger.info("no rows of unseen people are judged: %s", error)
+    return cohorts
 
 
 class DeployedJudge:
@@ -84,9 +112,9 @@ def base_figure(judge: Judge | None, state: Mapping[str, Array], accuracy: float
 
 
 def figures(rounds: Sequence[RoundRecord], *, judged: bool) -> list[tuple[int, float]]:
-    """Round and the figure that decides, of the rounds that have one, in order."""
+    """Round and the figure that decides, of the rounds that have one, in order; a skipped round has none."""
     if not judged:
-        return [(record.number, record.accuracy) for record in rounds]
+        return [(record.number, record.accuracy) for record in rounds if not record.skipped]
     return [(record.number, record.metrics[ACCURACY]) for record in rounds if ACCURACY in record.metrics]
 
 
@@ -97,5 +125,5 @@ def competing(rounds: Sequence[RoundRecord], *, judged: bool) -> list[RoundRecor
     """
     decided = dict(figures(rounds, judged=judged))
     if not decided:
-        return list(rounds)
+        return [record for record in rounds if not record.skipped]
     return [replace(record, accuracy=decided[record.number]) for record in rounds if record.number in decided]

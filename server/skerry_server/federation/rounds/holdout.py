@@ -71,11 +71,11 @@ def torch_holdout(task: Task, dataset: Dataset) -> Evaluate:
     return lambda state: _holdout(evaluate_parameters(task, state, dataset))
 
 
-def evaluate_graph(artifacts: ArtifactStore, bundle_sha256: str) -> bytes | None:
-    """evaluate.onnx of a bundle in the store; None when it is not there."""
+def bundle_graph(artifacts: ArtifactStore, bundle_sha256: str, name: str) -> bytes | None:
+    """A file of a bundle in the store, such as evaluate.onnx; None when it is not there."""
     try:
         for file in artifacts.bundle_files(bundle_sha256):
-            if file.path == EVALUATE:
+            if file.path == name:
                 return artifacts.get_bytes(file.sha256)
     except (NotFoundError, PlatformError) as error:
         logger.warning("the base release's bundle cannot be read: %s", error)

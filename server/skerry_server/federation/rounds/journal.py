@@ -25,7 +25,7 @@ from skerry_contract.tensors import Array, decode_bundle, encode_bundle
 from skerry_server.clock import now_ms
 from skerry_server.federation.rounds.carried import Carried
 from skerry_server.federation.rounds.patience import Patience
-from skerry_server.federation.rounds.updates import Payload, Update
+from skerry_server.federation.rounds.updates import SITE_DEVICES, Payload, Update
 from skerry_server.files import write_atomically
 from skerry_server.releases.artifacts import ArtifactStore
 from skerry_server.store import Database
@@ -35,6 +35,8 @@ State = dict[str, Array]
 
 #: Metric of an update: the committed round whose model its device started from; without it the one before.
 BASE_ROUND = "base_round"
+#: Metric of a round that was skipped: its number is used up, its model is that of the round before.
+SKIPPED = "skipped"
 #: Of a row only: the devices of a secure sum.
 _MEMBERS = "members"
 
@@ -70,6 +72,11 @@ class RoundRecord:
     strategy_sha256: str = ""
     failures: dict[str, str] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether it made no model of its own."""
+        return SKIPPED in self.metrics
 
 
 @dataclass(frozen=True)
@@ -318,9 +325,10 @@ def _journalled(row: CampaignUpdate) -> JournalledUpdate:
 
 
 def _by_device(row: CampaignUpdate) -> list[CampaignUpdate]:
-    """The row itself, or one for each device whose updates it is the sum of."""
+    """The row itself, or one for each device whose updates it is the sum of; from a gateway both."""
     members = row.metrics.get(_MEMBERS, [])
     shared = {"campaign_id": row.campaign_id, "round": row.round, "received_ms": row.received_ms}
-    return [
+    rows = [
         CampaignUpdate(device_id=member, examples=1, parameters_sha256="", metrics={}, **shared) for member in members
-    ] or [row]
+    ]
+    return [*rows, row] if not rows or SITE_DEVICES in row.metrics else rows

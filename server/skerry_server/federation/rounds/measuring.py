@@ -11,6 +11,7 @@ from skerry_contract.errors import WireError
 from skerry_contract.tensors import encode_bundle
 from skerry_server.federation.exchange import Broadcast, Exchange
 from skerry_server.federation.privacy.settings import DEVICE_MODES
+from skerry_server.federation.rounds import personal_comparison
 from skerry_server.federation.rounds.journal import CampaignJournal, RoundRecord
 from skerry_server.federation.rounds.round_loop import Resolve, RoundCollector, RoundFailedError, RoundRules
 from skerry_server.federation.rounds.round_metrics import mean_accuracy
@@ -41,6 +42,7 @@ class DeviceMeasurer:
         self._plan = plan
         self._journal = journal
         self._collector = RoundCollector(exchange, resolve, clock=clock, sleep=sleep, check=check)
+        self._personal: dict[int, dict[str, tuple[float, float]]] = {}
 
     def measure_base(self) -> dict[str, float]:
         """Device to accuracy of the base model on its validation split; empty when too few answer.
@@ -55,8 +57,13 @@ class DeviceMeasurer:
         """Likewise of the model of a round."""
         return self._measure(record.number, encode_bundle(self._journal.load(record.parameters_sha256)))
 
+    def personal(self, record: RoundRecord) -> dict[str, float]:
+        """How the devices' own models compare with the model of a round that was measured; empty where none has one."""
+        return personal_comparison.figures(self._personal.get(record.number, {}).values())
+
     def _measure(self, number: int, parameters: bytes) -> dict[str, float]:
         answers: dict[str, float] = {}
+        own = self._personal.setdefault(number, {})
         if self._plan.settings.privacy.get("mode") in DEVICE_MODES:
             return answers
 
@@ -68,6 +75,8 @@ class DeviceMeasurer:
             if reply.device_id != device_id:
                 raise UpdateRejectedError(f"device {reply.device_id} answered for {device_id}")
             answers[device_id] = reply.accuracy
+            if reply.personal_accuracy >= 0 and device_id not in self._plan.gateways:
+                own[device_id] = (reply.accuracy, reply.personal_accuracy)
 
         settings = self._plan.settings
         deadline_s = min(EVALUATION_DEADLINE_S, settings.round_deadline_ms / 1000)
@@ -120,9 +129,16 @@ def cohort_figures(
 
 
 def device_metrics(
-    base: Mapping[str, float], result: Mapping[str, float], incident_devices: Sequence[str]
+    base: Mapping[str, float],
+    result: Mapping[str, float],
+    incident_devices: Sequence[str],
+    gateways: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, float]:
-    """Mean accuracy over the devices that measured both models; the incident's devices apart, for the gates."""
+    """Mean accuracy over the devices that measured both models; the incident's devices apart, for the gates.
+
+    What a gateway of ``gateways`` tells is a mean of its devices and weighs as much as they do.
+    """
+    sizes = {name: len(members) for name, members in (gateways or {}).items()}
     both = sorted(base.keys() & result.keys())
     metrics: dict[str, float] = {}
     for devices, ours, champion in (
@@ -130,7 +146,9 @@ def device_metrics(
         ([device for device in both if device in incident_devices], "accuracy_drifted", "champion_accuracy_drifted"),
     ):
         if devices:
-            metrics[ours] = sum(result[device] for device in devices) / len(devices)
-            metrics[champion] = sum(base[device] for device in devices) / len(devices)
-    metrics["measuring_devices"] = float(len(both))
+            weights = [sizes.get(device, 1) for device in devices]
+            for name, figures in ((ours, result), (champion, base)):
+                total = sum(figures[device] * weight for device, weight in zip(devices, weights, strict=True))
+                metrics[name] = total / sum(weights)
+    metrics["measuring_devices"] = float(sum(sizes.get(device, 1) for device in both))
     return metrics

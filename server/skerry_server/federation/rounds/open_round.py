@@ -16,14 +16,15 @@ import numpy as np
 from skerry_contract.campaign import TrainInstruction
 from skerry_contract.counted import COUNTED_DEVICES, encode_counted
 from skerry_contract.tensors import Array, decode_bundle, encode_bundle
-from skerry_server.federation.rounds import downlink, round_metrics
+from skerry_server.federation.rounds import budget, downlink, round_metrics
 from skerry_server.federation.rounds.carried import Carried
-from skerry_server.federation.rounds.journal import BASE_ROUND, JournalledUpdate, RoundRecord, State
+from skerry_server.federation.rounds.journal import BASE_ROUND, SKIPPED, JournalledUpdate, RoundRecord, State
 from skerry_server.federation.rounds.phases import Phases
-from skerry_server.federation.rounds.round_loop import Collected
+from skerry_server.federation.rounds.round_loop import Collected, RoundFailedError
 from skerry_server.federation.rounds.round_privacy import RoundSum
 from skerry_server.federation.rounds.updates import (
     PLAIN_WIRE,
+    SITE_DEVICES,
     Expectation,
     NormBound,
     Payload,
@@ -168,6 +169,7 @@ class OpenRound:
                 wires=expected.wires,
                 personal=expected.personal,
                 control=expected.control,
+                site=self._workshop.plan.gateways.get(device_id, ()),
             )
             self._norms.check(update.metrics["norm"])
         except UpdateRejectedError:
@@ -220,6 +222,9 @@ class OpenRound:
                     starting_loss=_starting_loss(update.metrics),
                 )
             )
+            if contribution.weight is not None:  # every device weighs the same, also those that a gateway summed for
+                devices = update.metrics.get(SITE_DEVICES, 1.0)
+                contribution = replace(contribution, weight=contribution.weight * devices)
             self._sum.add(contribution, norm=update.metrics.get("reported_norm", 0.0))
         self.accepted.append(update.device_id)
 
@@ -286,6 +291,40 @@ class OpenRound:
             record = self._commit(model, carried, holdout.accuracy, figures, collected, sent_bytes)
         return record, Version(self.number, model, record.parameters_sha256, carried)
 
+    def skip(self, error: RoundFailedError, sent_bytes: Mapping[str, int]) -> tuple[RoundRecord, Version]:
+        """Commit that this round has no model of its own, because its number is used up; the model stays as it was.
+
+        Args:
+            error: Why; it stands under :data:`SUM_NAME` among the round's failures.
+            sent_bytes: Device to bytes that it was sent in this round.
+        """
+        workshop, start = self._workshop, self.start
+        with self.phases.phase("evaluate"):
+            holdout = workshop.evaluate(start.model)
+        with self.phases.phase("commit"):
+            self.close()
+            privacy = workshop.privacy.skipped(start.carried.privacy)
+            carried = replace(start.carried, privacy=privacy, difference=b"")
+            record = workshop.journal.commit(
+                number=self.number,
+                invited=len(error.failures) + error.accepted,
+                accepted=0,
+                accuracy=holdout.accuracy,
+                loss=0.0,
+                seconds=workshop.clock() - self._began,
+                state=start.model,
+                metrics={
+                    SKIPPED: 1.0,
+                    budget.BYTES_DOWN: float(sum(sent_bytes.values())),
+                    "failed_devices": float(len(error.failures)),
+                },
+                carried=carried,
+                failures={**error.failures, SUM_NAME: str(error)},
+                privacy=workshop.privacy.lineage(privacy),
+            )
+        logger.warning("round %d is skipped: %s", self.number, error)
+        return record, Version(self.number, start.model, record.parameters_sha256, carried)
+
     def _is_judged(self) -> bool:
         """Every k-th round, and the last one."""
         settings = self._workshop.plan.settings
@@ -310,7 +349,7 @@ class OpenRound:
         }
         record = workshop.journal.commit(
             number=self.number,
-            invited=len(collected.asked),
+            invited=sum(len(workshop.plan.gateways.get(name, (name,))) for name in collected.asked),
             accepted=round_metrics.devices(updates),
             accuracy=accuracy,
             loss=round_metrics.mean_loss(updates),

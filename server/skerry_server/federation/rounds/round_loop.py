@@ -75,7 +75,10 @@ class RoundFailedError(Exception):
         accepted: How many answers counted.
         quorum: How many were needed.
         failures: Device to what became of it.
+        used_up: The devices will not answer this round again, whoever asks: the campaign goes on with the next one.
     """
+
+    used_up = False
 
     def __init__(self, accepted: int, quorum: int, failures: Mapping[str, str]) -> None:
         self.accepted = accepted

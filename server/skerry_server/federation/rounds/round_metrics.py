@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from skerry_server.federation.rounds import personal_comparison
 from skerry_server.federation.rounds.budget import BYTES_DOWN, BYTES_UP, ENERGY, energy_wh
 from skerry_server.federation.rounds.journal import JournalledUpdate
 from skerry_server.federation.rounds.round_loop import Collected
+from skerry_server.federation.rounds.updates import SITE_DEVICES
 
 
 def size(fields: Mapping[str, object]) -> int:
@@ -27,11 +29,13 @@ def mean_loss(updates: Sequence[JournalledUpdate]) -> float:
 
 
 def mean_accuracy(updates: Sequence[JournalledUpdate]) -> float | None:
-    """Mean over devices of the accuracy of the model before the round; None when no device measured."""
-    figures = [
-        update.metrics["validation_accuracy"] for update in updates if update.metrics.get("validation_examples", 0) > 0
-    ]
-    return sum(figures) / len(figures) if figures else None
+    """Mean over devices of the accuracy of the model before the round; None when no device measured.
+
+    A gateway's figure is that of its devices.
+    """
+    measured = [update.metrics for update in updates if update.metrics.get("validation_examples", 0) > 0]
+    total = sum(metrics["validation_accuracy"] * metrics.get(SITE_DEVICES, 1.0) for metrics in measured)
+    return total / sum(metrics.get(SITE_DEVICES, 1.0) for metrics in measured) if measured else None
 
 
 def of_round(
@@ -56,6 +60,7 @@ def of_round(
     before_resumption = {update.device_id: update.metrics.get("bytes_down", 0.0) for update in updates}
     down = float(sum({**before_resumption, **sent_bytes}.values()))
     seconds = [update.metrics["seconds"] for update in updates]
+    spent = sum(update.metrics["seconds"] * update.metrics.get(SITE_DEVICES, 1.0) for update in updates)
     metrics = {
         "examples": float(sum(update.examples for update in updates)),
         "failed_devices": float(len(collected.failures)),
@@ -67,18 +72,16 @@ def of_round(
         BYTES_DOWN: down,
         "bytes_up_per_device": up / count,
         "bytes_down_per_device": down / max(1, count, len(sent_bytes)),
-        ENERGY: energy_wh(sum(seconds), up + down + wasted_bytes),
+        ENERGY: energy_wh(spent, up + down + wasted_bytes),
     }
     metrics.update({f"{phase}_seconds": took for phase, took in phases.items() if phase in ("configure", "aggregate")})
     before = mean_accuracy(updates)
     if before is not None:
         metrics["device_accuracy_before"] = before
-    for name, found in (
-        ("update_norm", [update.metrics["norm"] for update in updates if "norm" in update.metrics]),
-        ("personal_accuracy", [u.metrics["personal_accuracy"] for u in updates if "personal_accuracy" in u.metrics]),
-    ):
-        if found:
-            metrics[name] = statistics.median(found) if name == "update_norm" else statistics.fmean(found)
+    norms = [update.metrics["norm"] for update in updates if "norm" in update.metrics]
+    if norms:
+        metrics["update_norm"] = statistics.median(norms)
+    metrics.update(personal_comparison.of_updates(updates))
     ages = [update.metrics["staleness"] for update in updates if "staleness" in update.metrics]
     if any(ages):
         metrics["staleness"] = statistics.fmean(ages)

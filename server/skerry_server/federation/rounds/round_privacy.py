@@ -13,6 +13,7 @@ from typing import Any
 
 from skerry_contract.tensors import Array
 from skerry_server.federation.privacy import PrivacyPlan, PrivacyState, PrivateSum
+from skerry_server.federation.privacy.settings import DEVICE_MODES
 from skerry_server.federation.settings import CampaignSettings
 from skerry_server.federation.strategies.protocol import Aggregation, Contribution
 
@@ -119,6 +120,18 @@ class RoundPrivacy:
             return {}, {}
         state = self.plan.committed(PrivacyState.from_numbers(carried), taken.private)
         return state.numbers(), self.plan.metrics(state)
+
+    def skipped(self, carried: Mapping[str, float]) -> dict[str, float]:
+        """Numbers that are carried on after a round without a model.
+
+        Noise that devices added has been spent, whatever became of their sum; noise of the control plane is added to
+        what is published, and nothing was.
+        """
+        if not self.plan.enabled:
+            return {}
+        state = PrivacyState.from_numbers(carried)
+        device_noise = self.plan.settings.mode in DEVICE_MODES
+        return (replace(state, rounds=state.rounds + 1) if device_noise else state).numbers()
 
     def lineage(self, carried: Mapping[str, float]) -> dict[str, Any]:
         """What the release says about its privacy; empty without."""

@@ -13,18 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from skerry_contract.secagg_graph import MINIMUM_DEVICES
-from skerry_server.federation.exchange import Broadcast, Exchange, Reply
+from skerry_server.federation.exchange import Broadcast, Exchange, Reply, Waits
 from skerry_server.federation.rounds.downlink import DownLink
 from skerry_server.federation.rounds.journal import CampaignJournal
 from skerry_server.federation.rounds.open_round import SUM_NAME, OpenRound
 from skerry_server.federation.rounds.round_loop import Collected, Resolve, RoundRules
 from skerry_server.federation.rounds.round_metrics import size
+from skerry_server.federation.secure_aggregation.failure import SecureRoundFailedError
 from skerry_server.federation.secure_aggregation.secure_round import SecureRound, SecureRules
 from skerry_server.federation.secure_aggregation.sums import SecureSum
 from skerry_server.files import write_atomically
 
 #: A device with more samples counts as if it had so many: the ring is the finer the smaller this is.
 WEIGHT_BOUND = 4_096
+#: Begins the reason of a device whose lie made a round be skipped.
+LIE = "lied: "
 #: Where a session lies beside the updates of its round.
 _SESSION = "secure-session"
 
@@ -43,7 +46,7 @@ class SecureCollecting:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """See :class:`~.secure_aggregation.secure_round.SecureRound`; the journal keeps the sessions."""
-        self._exchange = _Counting(exchange)
+        self._exchange = _CountingWaits(exchange, exchange) if isinstance(exchange, Waits) else _Counting(exchange)
         self._journal = journal
         self._authority_pem = authority_pem
         self._clock = clock
@@ -59,7 +62,7 @@ class SecureCollecting:
         instruction = question.instruction
         secure = SecureRound(
             self._exchange,
-            resolve,
+            _without(resolve, self._liars()),
             authority_pem=self._authority_pem,
             clock=self._clock,
             sleep=self._sleep,
@@ -76,12 +79,18 @@ class SecureCollecting:
             # What a device adds as noise must fit as well: 8 standard deviations are passed once in 1e15.
             options = replace(options, bound=instruction.clip_norm + 8 * instruction.noise_std)
         options = replace(options, weight_bound=1 if open_round.privacy.plan.enabled else WEIGHT_BOUND)
-        total = secure.collect(
-            instruction,
-            open_round.start.model,
-            options,
-            keeper=_Keeper(self._journal.scratch(open_round.number) / _SESSION),
-        )
+        try:
+            total = secure.collect(
+                instruction,
+                open_round.start.model,
+                options,
+                keeper=_Keeper(self._journal.scratch(open_round.number) / _SESSION),
+            )
+        except SecureRoundFailedError as error:
+            question.sent_bytes[SUM_NAME] = self._exchange.down
+            lies = {device: f"{LIE}{reason}" for device, reason in error.liars.items()}
+            error.failures = {**error.failures, **lies}
+            raise
         self._take(open_round, total)
         question.sent_bytes[SUM_NAME] = self._exchange.down
         return Collected(
@@ -91,6 +100,11 @@ class SecureCollecting:
             dropped=0,
             seconds=self._clock() - started,
         )
+
+    def _liars(self) -> frozenset[str]:
+        """Devices whose lies made an earlier round be skipped: they would do it again."""
+        skipped = [record.failures for record in self._journal.rounds() if record.skipped]
+        return frozenset(device for failures in skipped for device, why in failures.items() if why.startswith(LIE))
 
     def _take(self, open_round: OpenRound, total: SecureSum) -> None:
         figures = total.metrics
@@ -106,6 +120,12 @@ class SecureCollecting:
             members=total.survivors,
             metrics=figures,
         )
+
+
+def _without(resolve: Resolve, left_out: Collection[str]) -> Resolve:
+    if not left_out:
+        return resolve
+    return lambda: {device: node for device, node in resolve().items() if device not in left_out}
 
 
 class _Keeper:
@@ -146,3 +166,15 @@ class _Counting:
         replies = self._exchange.receive(message_ids)
         self.up += sum(size(reply.fields or {}) for reply in replies)
         return replies
+
+
+class _CountingWaits(_Counting):
+    """One over which answers are heard of at once."""
+
+    def __init__(self, exchange: Exchange, waits: Waits) -> None:
+        super().__init__(exchange)
+        self._waits = waits
+
+    def wait(self, seconds: float) -> None:
+        """See :class:`~.exchange.Waits`."""
+        self._waits.wait(seconds)

@@ -17,6 +17,7 @@ import numpy as np
 
 from skerry_contract.campaign import TrainReply
 from skerry_contract.errors import WireError
+from skerry_contract.site import split_members
 from skerry_contract.tensors import Array, decode_bundle
 from skerry_contract.update_codec import apply_difference, decode_difference, difference
 from skerry_server.federation.rounds.fast_codec import kernels_for
@@ -25,9 +26,12 @@ State = dict[str, Array]
 
 #: The encoding that needs nothing from the device.
 PLAIN_WIRE = "float32"
+#: Metric of a gateway's update: how many devices it is the mean of.
+SITE_DEVICES = "site_devices"
 #: Largest header of a packed payload (bytes).
 _HEADER_BYTES = 256
-_CHUNK = 1 << 16
+#: Values of one step of a distance: they stay in the first cache, and BLAS starts no threads for so few.
+_CHUNK = 1 << 13
 #: Fewer norms than this have no median worth speaking of.
 _NORMS = 3
 
@@ -107,7 +111,7 @@ class Update:
         metrics: loss, steps, seconds, norm (L2 of the difference, counted here) and the validation figures of the model
             that the round started from.
         control: Change of the device's control variate; None without.
-        members: Devices that it is the sum of; empty: it is of one device.
+        members: Devices that it is the sum or, from a gateway, the mean of; empty: it is of one device.
     """
 
     device_id: str
@@ -127,6 +131,7 @@ def read_update(
     wires: Collection[str] = (PLAIN_WIRE,),
     personal: tuple[str, ...] = (),
     control: Mapping[str, Array] | None = None,
+    site: Collection[str] = (),
 ) -> Update:
     """Check a training reply.
 
@@ -137,6 +142,7 @@ def read_update(
         wires: Encodings that are accepted.
         personal: Shell patterns of parameters that the device may leave out.
         control: The control variate that it was sent; None: a change of one is ignored.
+        site: Devices that a gateway sums for; empty: it is a device, and no members are believed.
 
     Raises:
         UpdateRejectedError: Anything does not fit.
@@ -167,7 +173,24 @@ def read_update(
         metrics["squared_loss"] = reply.squared_loss
     if reply.personal_accuracy >= 0:
         metrics["personal_accuracy"] = reply.personal_accuracy
-    return Update(device_id, reply.examples, state, payload, metrics, change)
+    members = _check_members(reply.members, site) if site else ()
+    if members:
+        metrics[SITE_DEVICES] = metrics["devices"] = float(len(members))
+    return Update(device_id, reply.examples, state, payload, metrics, change, members)
+
+
+def _check_members(text: str, site: Collection[str]) -> tuple[str, ...]:
+    """The devices whose mean a gateway says it sends: some of those that take part through it."""
+    try:
+        members = split_members(text)
+    except WireError as error:
+        raise UpdateRejectedError(str(error)) from error
+    strange = sorted(set(members) - set(site))
+    if not members or strange:
+        raise UpdateRejectedError(
+            f"members: expected some of the site's {len(site)} devices, got {strange[:5] or 'none'}"
+        )
+    return members
 
 
 def open_payload(payload: Payload, expected: Expectation) -> tuple[State, State | None]:
@@ -234,13 +257,16 @@ def check_state(state: Mapping[str, Array], model: Mapping[str, Array], *, perso
 def distance(state: Mapping[str, Array], model: Mapping[str, Array]) -> float:
     """L2 norm of the difference of the floating-point parameters, summed in float64; memory of one chunk."""
     total = 0.0
+    steps = np.empty(_CHUNK, dtype=np.float64)
     for name, expected in model.items():
         array = state[name]
         if array is expected or expected.dtype.kind != "f":
             continue
         ours, theirs = array.reshape(-1), expected.reshape(-1)
         for start in range(0, ours.size, _CHUNK):
-            step = ours[start : start + _CHUNK].astype(np.float64) - theirs[start : start + _CHUNK].astype(np.float64)
+            part = slice(start, start + _CHUNK)
+            step = steps[: len(ours[part])]
+            np.subtract(ours[part], theirs[part], out=step, dtype=np.float64)
             total += float(np.dot(step, step))
     return math.sqrt(total)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from skerry_contract.tensors import Array
+from skerry_server.federation.rounds.calibration_source import CalibrationSource
 from skerry_server.federation.rounds.carried import Carried
 from skerry_server.federation.rounds.journal import CampaignJournal, State
 from skerry_server.federation.rounds.round_privacy import RoundPrivacy
@@ -22,10 +23,11 @@ class CampaignPlan:
         campaign_id: Its name.
         task: What is learned.
         settings: As started.
-        participants: Devices that accepted.
+        participants: Devices that accepted, and gateways in the place of those that they sum for.
         train_step_sha256: Hexadecimal digest of the train step that they must use.
         base: Wire form of the base release's parameters.
         incident_devices: Devices of the incident that the campaign answers; empty without one.
+        gateways: Those of the participants that sum for a site, with the devices that accepted through them.
     """
 
     campaign_id: str
@@ -35,6 +37,7 @@ class CampaignPlan:
     train_step_sha256: str
     base: bytes = field(repr=False)
     incident_devices: tuple[str, ...] = ()
+    gateways: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Workshop:
         privacy: Of the campaign.
         evaluate: Measures a state on the holdout.
         judge: Judges it as deployed; None: never.
+        calibration: How the result's INT8 ranges come from the devices; None: they do not.
         clock: Seconds.
         on_phase: Hears of a round's phase as it begins.
     """
@@ -71,6 +75,7 @@ class Workshop:
     privacy: RoundPrivacy
     evaluate: Callable[[Mapping[str, Array]], Holdout]
     judge: Judge | None = None
+    calibration: CalibrationSource | None = None
     clock: Callable[[], float] = time.monotonic
     on_phase: Callable[[int, str], None] = lambda number, phase: None
 

@@ -33,5 +33,5 @@ class SecureRoundFailedError(RoundFailedError):
         self.phase = phase
         self.reason = reason
         self.liars = dict(liars or {})
-        self.revealed = revealed
+        self.revealed = self.used_up = revealed
         self.args = (f"secure aggregation, {phase}: {reason}",)

@@ -19,7 +19,15 @@ from skerry_contract.errors import WireError
 from skerry_contract.secagg_graph import MINIMUM_DEVICES
 from skerry_contract.secagg_ring import SumRangeError, VectorLayout, decode_sum, rounding_norm
 from skerry_contract.secagg_roster import load_authority
-from skerry_contract.secure_aggregation import CONFIRM, KEYS, MASKED, SHARES, UNMASK, KeysInstruction
+from skerry_contract.secure_aggregation import (
+    CONFIRM,
+    KEYS,
+    MASKED,
+    ROUND_USED_UP,
+    SHARES,
+    UNMASK,
+    KeysInstruction,
+)
 from skerry_contract.tensors import Array
 from skerry_server.federation.exchange import Broadcast, Exchange
 from skerry_server.federation.rounds.round_loop import (
@@ -157,8 +165,9 @@ class SecureRound:
         try:
             self._unmask(session, rules, dropped)
             return self._sum(session, dropped)
-        except SecureRoundFailedError:
-            keeper.save(b"")  # the devices will say nothing else
+        except SecureRoundFailedError as error:
+            if not error.revealed:
+                keeper.save(b"")  # else whoever takes over finds it, and fails in the same way
             raise
 
     def _restored(self, keeper: Keeper, instruction: TrainInstruction, layout: VectorLayout) -> SecureSession | None:
@@ -291,8 +300,10 @@ class SecureRound:
             failures = {**dropped, **error.failures}
             listed = "; ".join(f"{device}: {reason}" for device, reason in sorted(error.failures.items())[:5])
             reason = f"{error.accepted} devices answered, {error.quorum} are needed ({listed or 'none could be asked'})"
-            raise session.fail(reason, failures=failures) from error
-        dropped.update({device: f"{phase}: {reason}" for device, reason in collected.failures.items()})
+            used_up = any(ROUND_USED_UP in each for each in error.failures.values())
+            raise session.fail(reason, failures=failures, used_up=used_up) from error
+        # A device's own code stays in front, so that it can be counted.
+        dropped.update({device: f"{reason} (asked for: {phase})" for device, reason in collected.failures.items()})
 
 
 @dataclass(frozen=True)

@@ -303,16 +303,20 @@ class SecureSession:
         self.phase = machine.CONFIRM
         self._restored = True
 
-    def fail(self, reason: str, *, failures: Mapping[str, str] | None = None) -> SecureRoundFailedError:
-        """End the session; the error to raise."""
+    def fail(
+        self, reason: str, *, failures: Mapping[str, str] | None = None, used_up: bool = False
+    ) -> SecureRoundFailedError:
+        """End the session; the error to raise. ``used_up``: devices say that they have unmasked this round before."""
         phase, self.phase = self.phase, machine.next_phase(self.phase, "fail")
-        return self._failure(phase, reason, failures)
+        return self._failure(phase, reason, failures, used_up=used_up)
 
     def refuse(self, reason: str) -> SecureRoundFailedError:
         """The error to raise when the sum is there, but cannot be one of honest devices."""
         return self._failure(machine.UNMASK, reason, None)
 
-    def _failure(self, phase: str, reason: str, failures: Mapping[str, str] | None) -> SecureRoundFailedError:
+    def _failure(
+        self, phase: str, reason: str, failures: Mapping[str, str] | None, *, used_up: bool = False
+    ) -> SecureRoundFailedError:
         return SecureRoundFailedError(
             phase,
             reason,
@@ -320,7 +324,7 @@ class SecureSession:
             quorum=self.quorum,
             failures=failures,
             liars=self.liars,
-            revealed=self._restored or phase == machine.UNMASK,
+            revealed=self._restored or phase == machine.UNMASK or used_up,
         )
 
     @property

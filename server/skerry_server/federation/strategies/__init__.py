@@ -36,6 +36,7 @@ __all__ = [
     "check_strategy",
     "check_strategy_settings",
     "create_strategy",
+    "least_updates",
 ]
 
 
@@ -151,6 +152,15 @@ STRATEGIES: dict[str, Callable[[CampaignChoices], Strategy]] = {
     "median": _median,
     "geometricmedian": _geometric_median,
 }
+
+
+#: Strategies that Flower computes, whose objects cost its import; they are defined for any number of updates.
+_FLOWERS = frozenset({"fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"})
+
+
+def least_updates(name: str, settings: CampaignChoices) -> int:
+    """Updates that a round of that strategy needs, whatever the campaign's quorum."""
+    return 1 if name in _FLOWERS else create_strategy(name, settings).minimum_updates
 
 
 def check_strategy(name: str) -> str:
