@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from skerry_server.broker import BrokerAccessController
 from skerry_server.context import ServerContext
@@ -14,6 +15,8 @@ from skerry_server.delivery.desired import DesiredPublisher
 from skerry_server.delivery.reconnects import fleet_spread_ms
 from skerry_server.federation.controller import CampaignController
 from skerry_server.federation.flower.node_keys import node_keys_controller
+from skerry_server.fitness.ledger import preferred_variants
+from skerry_server.fleet.authority import CertificateAuthority
 from skerry_server.fleet.reported import DeviceStateListener
 from skerry_server.incidents.controller import IncidentController
 from skerry_server.jobs.runner import JobRunner
@@ -63,7 +66,9 @@ def build_runtime(context: ServerContext) -> Runtime:
     tally = Tally()
     link = open_link(context.config, context.layout, role="runtime")
     device_state = DeviceStateListener(context.database, link, tally)
-    uplink = UplinkIngest(context.database, link, tally)
+    uplink = UplinkIngest(
+        context.database, link, tally, authority=lru_cache(lambda: CertificateAuthority.load(context.layout.pki))
+    )
     trust = TrustPublisher(context.database, link, context.layout, context.config.trust, context.signer)
     desired = DesiredPublisher(
         context.database,
@@ -71,6 +76,7 @@ def build_runtime(context: ServerContext) -> Runtime:
         context.signer,
         trust,
         spread_ms=lambda session: fleet_spread_ms(session, context.config),
+        preferred=preferred_variants,
     )
     chunks = ChunkServer(link, context.artifacts)
     device_state.start()

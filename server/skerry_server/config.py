@@ -62,6 +62,13 @@ class ServerConfig(BaseModel):
     )
     certificate_days: int = Field(default=90, ge=1, le=825, description="Life of a device's certificate (days).")
     enabled_policies_default: bool = Field(default=True, description="Whether a new policy is enabled at once.")
+    epsilon_limit: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1e4,
+        description="Most epsilon that the private campaigns of one task may together spend of a device; one that "
+        "could spend more is refused. 0: no limit.",
+    )
     trust: TrustSettings = Field(default=TrustSettings(), description="Lifetimes and bounds of the signed metadata.")
 
 

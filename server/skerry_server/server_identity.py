@@ -23,7 +23,8 @@ from skerry_server.fleet.authority import UNREADABLE, CertificateAuthority, utc_
 
 log = logging.getLogger(__name__)
 
-_ALWAYS = ("localhost", "127.0.0.1", "::1")
+#: Names by which every machine means itself.
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def public_host(config: ServerConfig) -> str:
@@ -39,7 +40,7 @@ def device_api_url(config: ServerConfig) -> str:
 def names(config: ServerConfig) -> list[str]:
     """Every name and address by which devices or this machine itself reach the listeners."""
     own = [ports.connect_address(config.host), ports.reachable_address(config.host), socket.gethostname()]
-    return list(dict.fromkeys([*_ALWAYS, *(name for name in own if name.isascii()), *config.public_names]))
+    return list(dict.fromkeys([*LOOPBACK, *(name for name in own if name.isascii()), *config.public_names]))
 
 
 def ensure(config: ServerConfig, layout: ServerLayout, *, now: datetime | None = None) -> bool:

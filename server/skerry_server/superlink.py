@@ -29,6 +29,8 @@ from skerry_server.files import write_atomically
 PROCESS_NAME = "superlink"
 #: Path of the health check on its port.
 HEALTH_PATH = "/health"
+#: Name of the lane's folder below the SuperLink's.
+LANE_FOLDER = "lane"
 #: Header with the operator's secret.
 SECRET_HEADER = "x-skerry-operator"  # noqa: S105 - a header's name
 
@@ -69,7 +71,7 @@ def secret_file(layout: ServerLayout) -> Path:
 
 def lane_folder(layout: ServerLayout) -> Path:
     """Where the lane keeps messages and large parameters (:mod:`skerry_server.federation.flower.lane`)."""
-    return layout.superlink / "lane"
+    return layout.superlink / LANE_FOLDER
 
 
 def ensure_secret(path: Path) -> str:
@@ -88,25 +90,50 @@ def ensure_secret(path: Path) -> str:
 
 def command(config: ServerConfig, layout: ServerLayout) -> list[str]:
     """The command line of the process."""
+    return command_line(
+        config.host,
+        config.superlink_port,
+        folder=layout.superlink,
+        secret=secret_file(layout),
+        authority=layout.authority_certificate,
+        certificate=layout.server_certificate,
+        key=layout.server_key,
+    )
+
+
+def command_line(
+    host: str, port: int, *, folder: Path, secret: Path, authority: Path, certificate: Path, key: Path
+) -> list[str]:
+    """The command line of a SuperLink anywhere: a control plane's, or that of a site's gateway.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+        folder: For its state and the lane's.
+        secret: File with the operator's secret; made if there is none.
+        authority: File with the certificate of the authority.
+        certificate: File with its own certificate.
+        key: File with the key of that.
+    """
     return [
         sys.executable,
         "-m",
         "skerry_server.federation.flower.superlink_process",
-        str(secret_file(layout)),
-        str(lane_folder(layout)),
+        str(secret),
+        str(folder / LANE_FOLDER),
         "--ssl-ca-certfile",
-        str(layout.authority_certificate),
+        str(authority),
         "--ssl-certfile",
-        str(layout.server_certificate),
+        str(certificate),
         "--ssl-keyfile",
-        str(layout.server_key),
+        str(key),
         "--enable-supernode-auth",
         "--host",
-        config.host,
+        host,
         "--port",
-        str(config.superlink_port),
+        str(port),
         "--database",
-        str(layout.superlink / "state.db"),
+        str(folder / "state.db"),
         # A campaign's process is the ServerApp itself (federation/flower/run.py): the SuperLink starts none.
         "--isolation",
         "process",
@@ -120,8 +147,13 @@ def environment(layout: ServerLayout, inherited: Mapping[str, str]) -> dict[str,
         layout: Paths of the data directory.
         inherited: The environment to build on.
     """
+    return environment_of(layout.superlink, inherited)
+
+
+def environment_of(folder: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The same for a SuperLink whose files lie in ``folder``."""
     return dict(inherited) | {
-        "FLWR_HOME": str(layout.superlink),
+        "FLWR_HOME": str(folder),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

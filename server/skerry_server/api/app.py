@@ -23,7 +23,7 @@ from skerry_server.api.changes import ChangeFeed
 from skerry_server.api.limits import BodyLimit, HardenedHeaders
 from skerry_server.api.metrics import RequestCounter
 from skerry_server.api.problems import HTTP_STATUS, Kind, Problem, describe
-from skerry_server.api.routes import campaigns, fleet, governance, learning, live, releases
+from skerry_server.api.routes import campaigns, fitness, fleet, governance, learning, live, releases
 from skerry_server.context import ServerContext
 from skerry_server.errors import SkerryError
 
@@ -57,7 +57,7 @@ def create_app(context: ServerContext) -> FastAPI:
         lifespan=_lifespan,
     )
     bind(app, context)
-    for module in (fleet, learning, campaigns, releases, governance, live):
+    for module in (fleet, learning, campaigns, releases, fitness, governance, live):
         app.include_router(module.router)
     console.mount(app)
     app.middleware("http")(_count_requests)

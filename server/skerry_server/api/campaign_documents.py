@@ -34,6 +34,7 @@ class ParticipantDocument(FromRow):
     last_selected: int = Field(description="The newest round that it was chosen for; 0 for none.")
     utility: Number = Field(description="Statistical utility of its newest update (Oort); -1 before the first.")
     seconds: float = Field(description="How long that took; -1 before the first.")
+    gateway_id: str = Field(description="Gateway of its site that it takes part through; empty: it is asked directly.")
 
 
 class ReasonDocument(BaseModel):
@@ -54,6 +55,26 @@ class SpendingDocument(BaseModel):
     energy_wh: float = Field(description="Estimated energy of the devices.")
     epsilon: Number = Field(description="Differential privacy that is spent; null without privacy.")
     delta: Number = Field(description="Of (epsilon, delta); null without privacy.")
+
+
+class PersonalDocument(BaseModel):
+    """Everybody's model and the devices' own, on their validation splits, in the newest round that compared them."""
+
+    round: int
+    devices: int = Field(description="That measured both; each counts once.")
+    global_accuracy: float
+    personal_accuracy: float
+    gaining: int = Field(description="Devices whose own model is right more often.")
+    losing: int = Field(description="Devices whose own model is right less often.")
+
+
+class CalibrationDocument(BaseModel):
+    """Whose rows the INT8 ranges of a campaign's result come from."""
+
+    source: str = Field(description="devices, or central where too few of them answered.")
+    devices: int = Field(description="That told ranges; 0 with central.")
+    rows: int = Field(description="Of those devices; none left them.")
+    reason: str = Field(description="Why central; empty otherwise.")
 
 
 class CampaignDocument(BaseModel):
@@ -86,12 +107,29 @@ class CampaignDocument(BaseModel):
     approved_ms: int
     updated_ms: int
     spent: SpendingDocument
+    personal: PersonalDocument | None = Field(description="Null where nothing stays on the devices.")
+    calibration: CalibrationDocument | None = Field(description="Null before, and where the devices are not asked.")
     rounds: list[CampaignRoundDocument]
+
+
+class PrivacyTotalDocument(BaseModel):
+    """What all private campaigns of the task together have spent of the device of the cohort that gave most.
+
+    A campaign under way counts with all that it may yet spend.
+    """
+
+    epsilon: Number
+    delta: Number = Field(description="Of (epsilon, delta): the smallest of those campaigns.")
+    campaigns: int = Field(description="Private campaigns that the device took part in.")
+    private: int = Field(description="Private campaigns of the task.")
+    unprotected: int = Field(description="Campaigns of the task that ran without privacy, and have no epsilon.")
+    limit: float = Field(description="Epsilon that is never passed, epsilon_limit of the server's settings; 0: none.")
 
 
 class CampaignDetailDocument(CampaignDocument):
     """A campaign with the devices of its cohort and why some stay out."""
 
+    privacy_total: PrivacyTotalDocument | None = Field(description="Null where no campaign of the task is private.")
     reasons: list[ReasonDocument] = Field(description="Why devices stay out, the most frequent reason first.")
     devices: dict[str, int] = Field(description="State of a participant to the number of devices in it.")
     participants: list[ParticipantDocument] = Field(

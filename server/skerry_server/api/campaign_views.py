@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from skerry_server.api import campaign_documents as doc
 from skerry_server.federation import campaign_machine as machine
+from skerry_server.federation import privacy_ledger
 from skerry_server.federation.participants.eligibility import EXCLUSIONS
 from skerry_server.federation.participants.participation import ACCEPTED, DECLINED, EXCLUDED, INVITED, count_reasons
+from skerry_server.federation.rounds import personal_comparison
 from skerry_server.federation.settings import load_settings
 from skerry_server.store.tables import Campaign, CampaignParticipant, CampaignRound
 
@@ -64,6 +67,22 @@ def spent(rounds: Sequence[CampaignRound]) -> doc.SpendingDocument:
     )
 
 
+def personal(rounds: Sequence[CampaignRound]) -> doc.PersonalDocument | None:
+    """Everybody's model against the devices' own, in the newest round that says; None if none does."""
+    for each in reversed(rounds):
+        found = personal_comparison.of_metrics(each.metrics)
+        if len(found) == len(personal_comparison.FIGURES):
+            return doc.PersonalDocument(
+                round=each.number,
+                devices=int(found[personal_comparison.DEVICES]),
+                global_accuracy=found[personal_comparison.GLOBAL_ACCURACY],
+                personal_accuracy=found[personal_comparison.ACCURACY],
+                gaining=int(found[personal_comparison.GAINING]),
+                losing=int(found[personal_comparison.LOSING]),
+            )
+    return None
+
+
 def reasons(participants: Sequence[CampaignParticipant]) -> list[doc.ReasonDocument]:
     """Why devices stay out, the most frequent reason first."""
     return [
@@ -85,19 +104,28 @@ def campaign_detail(
     participants: Sequence[CampaignParticipant],
     *,
     progress: Mapping[str, Any],
+    total: privacy_ledger.Total | None = None,
+    limit: float = 0.0,
 ) -> doc.CampaignDetailDocument:
-    """A campaign with its rounds, its devices and the reasons of those that stay out."""
+    """A campaign with its rounds, its devices and the reasons of those that stay out; ``limit`` of the ``total``."""
     return doc.CampaignDetailDocument.model_validate(
         {
             **_fields(row, rounds, progress),
+            "privacy_total": {**asdict(total), "limit": limit} if total is not None and total.private else None,
             "reasons": reasons(participants),
-            "devices": dict(sorted(Counter(each.state for each in participants).items())),
+            "devices": dict(sorted(Counter(each.state for each in _own(participants)).items())),
             "participants": [
                 doc.ParticipantDocument.model_validate(each)
                 for each in sorted(participants, key=lambda each: (_ORDER.index(each.state), each.device_id))[:SHOWN]
             ],
         }
     )
+
+
+def _own(participants: Sequence[CampaignParticipant]) -> list[CampaignParticipant]:
+    """Without the gateways that others take part through: those are counted already."""
+    gateways = {each.gateway_id for each in participants}
+    return [each for each in participants if each.device_id not in gateways]
 
 
 def _fields(row: Campaign, rounds: Iterable[CampaignRound], progress: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,5 +156,7 @@ def _fields(row: Campaign, rounds: Iterable[CampaignRound], progress: Mapping[st
         "approved_ms": row.approved_ms,
         "updated_ms": row.updated_ms,
         "spent": spent(committed),
+        "personal": personal(committed),
+        "calibration": progress.get("calibration") or None,
         "rounds": [doc.CampaignRoundDocument.model_validate(each) for each in committed],
     }

@@ -105,10 +105,25 @@ class DesiredDocument(BaseModel):
     published: bool = Field(description="Whether the broker has acknowledged the newest change.")
 
 
+class SiteDocument(BaseModel):
+    """What a gateway told last of its site."""
+
+    site: str
+    address: str = Field(description="host:port at which the devices of the site reach it.")
+    devices: int = Field(description="Devices of the site.")
+    connected: int = Field(description="Those that were connected to it.")
+    campaign_id: str = Field(description="Of the newest round that it answered; empty before the first.")
+    round: int = Field(description="Its number.")
+    asked: int = Field(description="Devices that it asked in that round.")
+    counted: int = Field(description="Devices whose updates are in its answer.")
+
+
 class DeviceDocument(BaseModel):
     """A device: what it is, what it reported last, what is wanted of it."""
 
     id: str
+    kind: str = Field(description="device, or gateway: it sums for the devices of its site and serves no model.")
+    site: SiteDocument | None = Field(description="Of a gateway; null for a device.")
     device_class: str = Field(description="x86_64, aarch64, jetson, ...")
     agent_version: str
     labels: dict[str, str]
@@ -258,6 +273,68 @@ class ChampionDocument(FromRow):
     previous_release: str
     reason: str
     at_ms: int
+
+
+class FormDocument(FromRow):
+    """What a device measured of one form of a release."""
+
+    variant: str
+    backend: str
+    rung: int = Field(description="Place of its network on the ladder; 0 is the release's own.")
+    tried: bool = Field(description="Whether the time budget reached it.")
+    correct: bool = Field(description="Whether it reproduced its golden outputs.")
+    p50_us: float = Field(description="Median latency of one row, microseconds; 0 when it was not measured.")
+    p99_us: float
+    worst_difference: float = Field(description="Largest difference from the golden outputs.")
+    size: int = Field(description="Bytes of its file.")
+    load_us: float = Field(description="Microseconds from the file to a model that can run.")
+    chosen: bool
+    detail: str = Field(description="Why it is not correct or was not measured.")
+
+
+class ProfileDocument(FromRow):
+    """What a device is, as far as it decides which form is fastest."""
+
+    device_class: str
+    cpu: str
+    isa: list[str]
+    cores: int
+    memory_bytes: int
+    accelerators: list[str]
+    runtimes: dict[str, str]
+    power_mode: str
+
+
+class FitnessDocument(FromRow):
+    """What one device measured of one release; its signature held when it came."""
+
+    id: int
+    device_id: str
+    release_id: str
+    task: str
+    profile_sha256: str = Field(description="Devices with the same digest are alike.")
+    profile: ProfileDocument
+    forms: list[FormDocument]
+    measured_ms: int
+    received_ms: int
+
+
+class LessonDocument(BaseModel):
+    """What the certificates of like devices say together about one network of a release."""
+
+    release_id: str
+    task: str
+    profile_sha256: str
+    profile: ProfileDocument
+    rung: int
+    variant: str = Field(description="Form that most of the devices chose.")
+    devices: int = Field(description="Devices that measured the network.")
+    share: float = Field(description="Share of them that chose the form.")
+    p50_us: float = Field(description="Median over devices of the form's median latency, microseconds.")
+    reference_p50_us: float = Field(description="The same of float32; 0 when no device measured it.")
+    spread: float = Field(description="90th over 10th percentile of the form's medians.")
+    recommended: bool = Field(description="Whether the next device of this kind downloads this form only.")
+    why: str = Field(description="Why not; empty if it does.")
 
 
 class RolloutDeviceDocument(FromRow):

@@ -30,6 +30,7 @@ from skerry_server.store.tables import (
     Cohort,
     Device,
     DriftWindow,
+    Fitness,
     Incident,
     Job,
     LabelRow,
@@ -82,6 +83,7 @@ DEVICES = Listing(
     {
         "online": _flag("online", Device.online),
         "revoked": _flag("revoked", Device.revoked),
+        "kind": _equals(Device.kind),
         "device_class": _equals(Device.device_class),
         "active_release": _equals(Device.active_release),
         "update_status": _equals(Device.update_status),
@@ -164,6 +166,18 @@ CHAMPIONS = Listing(
     ChampionEntry,
     (ChampionEntry.__table__.c.id,),
     {"task": _equals(ChampionEntry.task), "release": _equals(ChampionEntry.release_id)},
+    newest_first=True,
+)
+FITNESS = Listing(
+    "fitness",
+    Fitness,
+    (Fitness.__table__.c.id,),
+    {
+        "task": _equals(Fitness.task),
+        "release": _equals(Fitness.release_id),
+        "device": _equals(Fitness.device_id),
+        "profile": _equals(Fitness.profile_sha256),
+    },
     newest_first=True,
 )
 AUDIT = Listing(

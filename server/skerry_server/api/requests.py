@@ -138,6 +138,7 @@ class DeviceQuery(ListQuery):
 
     online: bool | None = Field(default=None, description="Only devices that are (not) connected.")
     revoked: bool | None = None
+    kind: Annotated[str | None, Field(pattern="^(device|gateway)$", description="device or gateway.")] = None
     device_class: FilterText = None
     active_release: FilterText = None
     update_status: FilterText = None
@@ -212,6 +213,24 @@ class PolicyQuery(ListQuery):
 
 class ChampionQuery(ListQuery):
     """Filters of the ledger of champions."""
+
+    task: FilterText = None
+    release: FilterText = None
+
+
+class FitnessQuery(ListQuery):
+    """Filters of the list of fitness certificates."""
+
+    task: FilterText = None
+    release: FilterText = None
+    device: FilterText = None
+    profile: FilterText = None
+
+
+class LessonQuery(BaseModel):
+    """What the lessons are about."""
+
+    model_config = ConfigDict(extra="forbid")
 
     task: FilterText = None
     release: FilterText = None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from skerry_contract.manifest import chunk_count, parse_manifest
+from skerry_contract.site import ADDRESS_LABEL, GATEWAY_ROLE, SITE_LABEL
 from skerry_contract.v1.common_pb2 import SignedEnvelope
 from skerry_server.api import documents as doc
 from skerry_server.api import oversight_documents as oversight
@@ -30,6 +31,8 @@ def device(row: Device, accuracy: LabelledAccuracy | None) -> doc.DeviceDocument
     """A device with the accuracy that its labels tell, if any."""
     return doc.DeviceDocument(
         id=row.id,
+        kind=row.kind,
+        site=site(row),
         device_class=row.device_class,
         agent_version=row.agent_version,
         labels=texts(row.labels),
@@ -62,6 +65,22 @@ def device(row: Device, accuracy: LabelledAccuracy | None) -> doc.DeviceDocument
             sequence=row.desired_sequence,
             published=row.published_sequence >= row.desired_sequence,
         ),
+    )
+
+
+def site(row: Device) -> doc.SiteDocument | None:
+    """What a gateway told of its site; None for a device."""
+    if row.kind != GATEWAY_ROLE:
+        return None
+    numbers = {
+        name: int(row.site_report.get(name, 0)) for name in ("devices", "connected", "round", "asked", "counted")
+    }
+    labels = texts(row.labels)
+    return doc.SiteDocument(
+        site=labels.get(SITE_LABEL, ""),
+        address=labels.get(ADDRESS_LABEL, ""),
+        campaign_id=str(row.site_report.get("campaign_id", "")),
+        **numbers,
     )
 
 

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from skerry_server.api.access import ForbiddenError, UnauthenticatedError
-from skerry_server.cli.commands import campaigns, fleet, governance, learning, releases
+from skerry_server.cli.commands import campaigns, fitness, fleet, governance, learning, releases
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError, PlatformError, SkerryError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_PLATFORM, EXIT_NOT_FOUND, EXIT_CONFLICT, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
@@ -74,6 +74,7 @@ app = typer.Typer(
 )
 for _group in (
     fleet.device,
+    fleet.gateway,
     fleet.cohort,
     learning.task,
     learning.train,
@@ -81,6 +82,7 @@ for _group in (
     releases.candidate,
     releases.release,
     releases.rollout,
+    fitness.fitness,
     campaigns.campaign,
     governance.incident,
     governance.policy,

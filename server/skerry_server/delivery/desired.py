@@ -17,7 +17,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +57,11 @@ class _Wanted:
     envelope: bytes | None
     approved_version: int
     reconnect_spread_ms: int
+    preferred: tuple[str, ...]
+
+
+#: From pairs of release and profile of a device to names of variants; pairs without any are left out.
+Preferred = Callable[[Session, Sequence[tuple[str, str]]], Mapping[tuple[str, str], Sequence[str]]]
 
 
 class Approvals(Protocol):
@@ -81,6 +86,7 @@ class DesiredPublisher:
         approvals: Approvals,
         *,
         spread_ms: Callable[[Session], int] = lambda _session: 0,
+        preferred: Preferred = lambda _session, _wanted: {},
     ) -> None:
         """Prepare; :meth:`start` takes notice of connections.
 
@@ -90,12 +96,14 @@ class DesiredPublisher:
             signer: Signs desired states.
             approvals: What has been published of the signed metadata.
             spread_ms: Over how long devices spread their reconnection (milliseconds).
+            preferred: The forms that are enough for a kind of device: ``fitness.ledger.preferred_variants``.
         """
         self._database = database
         self._link = link
         self._signer = signer
         self._approvals = approvals
         self._spread_ms = spread_ms
+        self._preferred = preferred
         self._everything = threading.Event()
         self._refused: dict[str, int] = {}
         self._public_key = b""
@@ -162,6 +170,8 @@ class DesiredPublisher:
                 .limit(BATCH + len(self._refused))
             ).all()
             spread_ms = self._spread_ms(session) if rows else 0
+            kinds = [(device.desired_release, device.profile_sha256) for device, _, _ in rows]
+            preferred = self._preferred(session, kinds) if rows else {}
         wanted = [
             _Wanted(
                 device_id=device.id,
@@ -172,6 +182,7 @@ class DesiredPublisher:
                 envelope=envelope,
                 approved_version=int(version or 0),
                 reconnect_spread_ms=spread_ms,
+                preferred=tuple(preferred.get((device.desired_release, device.profile_sha256), ())),
             )
             for device, envelope, version in rows
         ]
@@ -211,6 +222,7 @@ class DesiredPublisher:
             rollout_id=wanted.rollout_id,
             probation_ms=wanted.probation_ms,
             reconnect_spread_ms=wanted.reconnect_spread_ms,
+            preferred_variants=wanted.preferred,
         )
         if wanted.release_id and wanted.envelope is not None:
             state.release.CopyFrom(SignedEnvelope.FromString(wanted.envelope))

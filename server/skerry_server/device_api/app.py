@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from skerry_server.context import ServerContext
-from skerry_server.device_api import files, problems, routes
+from skerry_server.device_api import files, problems, routes, site
 from skerry_server.device_api.limits import BodyBounds
 from skerry_server.fleet.authority import CertificateAuthority
 
@@ -21,6 +21,7 @@ def create_device_app(context: ServerContext) -> FastAPI:
     app.state.authority = CertificateAuthority.load(context.layout.pki)
     app.include_router(routes.router)
     app.include_router(files.router)
+    app.include_router(site.router)
     app.add_middleware(BodyBounds)
     problems.install(app)
     return app

@@ -13,11 +13,13 @@ Pem = Annotated[str, StringConstraints(min_length=1, max_length=PEM_BYTES)]
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
-class _Request(BaseModel):
+class BoundedRequest(BaseModel):
+    """Refuses fields that it does not know."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class EnrollRequest(_Request):
+class EnrollRequest(BoundedRequest):
     """A device asks for an identity. The token is the secret."""
 
     token: str = Field(min_length=1, max_length=200, description="From `skerry device token`; used once.")
@@ -28,7 +30,7 @@ class EnrollRequest(_Request):
     node_public_key: str = Field(default="", max_length=NODE_KEY_BYTES, description="Of its Flower node, on P-384.")
 
 
-class RenewRequest(_Request):
+class RenewRequest(BoundedRequest):
     """A device asks for its next certificate."""
 
     certificate: Pem = Field(description="The one that it has; it may have ended.")

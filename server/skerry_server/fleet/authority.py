@@ -63,6 +63,8 @@ UNREADABLE = (
 )
 #: What marks a device's certificate, so that no other certificate of ours passes for one.
 _DEVICE_URI = "urn:skerry:device:"
+#: Likewise of a gateway's server certificate, for whoever reads it.
+_GATEWAY_URI = "urn:skerry:gateway:"
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,33 @@ class CertificateAuthority:
             .add_extension(
                 x509.SubjectAlternativeName([x509.UniformResourceIdentifier(_DEVICE_URI + device_id)]), critical=False
             )
+            .sign(self._key, SHA256())
+            .public_bytes(Encoding.PEM)
+        )
+
+    def issue_gateway(
+        self, csr_pem: bytes, *, gateway_id: str, names: Sequence[str], now: datetime, days: int
+    ) -> bytes:
+        """Certify the key of a request as a gateway's server, which is reached by ``names``; never as a device's.
+
+        Returns:
+            The certificate, PEM.
+
+        Raises:
+            InvalidRequestError: As :meth:`issue_device`.
+            ValueError: No name, or one that cannot be in a certificate.
+        """
+        if not names:
+            raise ValueError("a server certificate needs a name")
+        key = _requested_key(csr_pem)
+        alternatives = [
+            *(_general_name(name) for name in names),
+            x509.UniformResourceIdentifier(_GATEWAY_URI + gateway_id),
+        ]
+        return (
+            self._leaf(check_name(gateway_id, field="gateway_id"), key, now, days)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .sign(self._key, SHA256())
             .public_bytes(Encoding.PEM)
         )

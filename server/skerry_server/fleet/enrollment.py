@@ -31,13 +31,14 @@ from sqlalchemy.orm import Session
 
 from skerry_contract.errors import WireError
 from skerry_contract.identifiers import check_name
+from skerry_contract.site import GATEWAY_ROLE, ROLE_LABEL
 from skerry_server import broker, ports, server_identity
 from skerry_server.audit import ledger
 from skerry_server.clock import now_ms
 from skerry_server.context import ServerContext
 from skerry_server.delivery.reconnects import fleet_spread_ms
 from skerry_server.errors import ConflictError, InvalidRequestError, RefusedError
-from skerry_server.fleet import revocation
+from skerry_server.fleet import gateways, revocation
 from skerry_server.fleet.authority import UNREADABLE, CertificateAuthority, DeviceCertificate, read_request, utc_now
 from skerry_server.fleet.service import check_labels, get_device
 from skerry_server.releases.signing import load_or_create_key
@@ -115,18 +116,21 @@ def create_token(
         context: Whose devices.
         actor: Who asks.
         ttl_s: How long it can be used, 1 s to 30 days.
-        labels: Labels that the device gets, over those that it brings.
+        labels: Labels that the device gets, over those that it brings; those of :mod:`skerry_contract.site` make a
+            gateway of it.
     """
     if not 1 <= ttl_s <= LONGEST_TOKEN_TTL_S:
         raise InvalidRequestError("ttl_s", expected=f"1 to {LONGEST_TOKEN_TTL_S}", got=ttl_s)
     fingerprint = CertificateAuthority.load(context.layout.pki).fingerprint[:FINGERPRINT_DIGITS]
     token = f"enroll-{secrets.token_urlsafe(32)}.{fingerprint}"
+    given = check_labels(labels or {})
+    gateways.check_token_labels(given, gateways.own_names(context))
     row = EnrollmentToken(
         token_sha256=_digest(token),
         created_ms=now_ms(),
         expires_ms=now_ms() + ttl_s * 1000,
         created_by=actor,
-        labels=check_labels(labels or {}),
+        labels=given,
     )
     session.add(row)
     ledger.append(
@@ -192,6 +196,7 @@ def enroll(
     device.last_seen_ms = 0
     device.device_class = device_class
     device.labels = brought | row.labels
+    device.kind = gateways.GATEWAY if row.labels.get(ROLE_LABEL) == GATEWAY_ROLE else "device"
     device.node_public_key = node_key
     device.certificate_serial, device.certificate_previous_serial = issued.serial, ""
     device.certificate_not_after_ms = _milliseconds(issued)
@@ -290,6 +295,7 @@ def _check_identity(device_id: str, device_class: str, labels: Mapping[str, str]
         raise InvalidRequestError(error.field, expected=error.expected, got=error.got) from error
     if device_id in RESERVED_NAMES:
         raise InvalidRequestError("device_id", expected="a name other than those of the control plane", got=device_id)
+    gateways.check_own_labels(labels)
     return check_labels(labels)
 
 

@@ -95,6 +95,7 @@ def apply_reported(session: Session, device_id: str, payload: bytes) -> Outcome:
         "update_detail": _clean(message.update_detail),
         "ineligible_reason": _clean(message.ineligible_reason),
         "ineligible_code": check_text(message.ineligible_code, field="reported.ineligible_code", longest=64),
+        "profile_sha256": check_text(message.profile_sha256, field="reported.profile_sha256", longest=64),
     }
     device = _device(session, device_id)
     if message.boot_id == device.boot_id and message.revision <= device.reported_revision:

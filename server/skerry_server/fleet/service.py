@@ -16,6 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from skerry_contract.errors import WireError
 from skerry_contract.identifiers import check_name, new_id
+from skerry_contract.site import GATEWAY_ROLE
 from skerry_server.audit import ledger
 from skerry_server.clock import now_ms
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -176,11 +177,16 @@ def get_cohort(session: Session, cohort_id: str) -> Cohort:
 
 
 def cohort_device_ids(session: Session, cohort_id: str) -> list[str]:
-    """Names of the devices of a cohort that are not revoked, sorted; raises NotFoundError."""
+    """Names of the devices of a cohort that are not revoked, sorted; raises NotFoundError.
+
+    A gateway serves no model, so it is in no cohort.
+    """
     cohort = get_cohort(session, cohort_id)
     return list(
         session.scalars(
-            sa.select(Device.id).where(Device.revoked.is_(False), _selected(cohort.selector)).order_by(Device.id)
+            sa.select(Device.id)
+            .where(Device.revoked.is_(False), Device.kind != GATEWAY_ROLE, _selected(cohort.selector))
+            .order_by(Device.id)
         )
     )
 

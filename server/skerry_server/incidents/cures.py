@@ -53,6 +53,7 @@ class LiveCures:
             settings=campaign_settings,
             actor=actor,
             incident_id=incident_id,
+            epsilon_limit=self._context.config.epsilon_limit,
         )
 
     def abort_campaign(self, session: Session, campaign_id: str, *, reason: str, actor: str) -> None:

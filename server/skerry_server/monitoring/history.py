@@ -87,7 +87,9 @@ def device_history(
     own_baseline = _baseline(_sound(session.scalars(own), window, current, edges), settings)
     predictions: Array | None = None
     if own_baseline.complete and own_baseline.last_id < window.id:
-        predictions = np.sum([counts.predictions for _, counts in own_baseline.windows], axis=0)
+        counted = np.sum([counts.predictions for _, counts in own_baseline.windows], axis=0)
+        # A device that answers with its own parameters counts no predictions: they are not the release's.
+        predictions = counted if counted.sum() >= settings.minimum_rows else None
     later = mine.where(DriftWindow.id > baseline.last_id, DriftWindow.id < window.id)
     recent = list(session.scalars(later.order_by(DriftWindow.id.desc()).limit(RECENT_WINDOWS)))[::-1]
     looks: list[EarlierLook] = []

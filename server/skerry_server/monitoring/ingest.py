@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -40,6 +40,7 @@ from skerry_contract.topics import DeviceTopic, device_topic, every_device_filte
 from skerry_contract.v1.telemetry_pb2 import UplinkAck, UplinkMessage
 from skerry_contract.wire import parse_message
 from skerry_server.clock import now_ms
+from skerry_server.fitness.ledger import Authority, check_signature
 from skerry_server.link import ServerLink
 from skerry_server.monitoring.uplink_checks import check_body, check_key
 from skerry_server.monitoring.uplink_rows import store_body
@@ -78,10 +79,20 @@ class UplinkIngest:
     name = "uplink-ingest"
     period_s = 0.05
 
-    def __init__(self, database: Database, link: ServerLink, tally: Tally, *, queue_length: int = QUEUE) -> None:
+    def __init__(
+        self,
+        database: Database,
+        link: ServerLink,
+        tally: Tally,
+        *,
+        queue_length: int = QUEUE,
+        authority: Callable[[], Authority] | None = None,
+    ) -> None:
+        """Prepare; ``authority`` certified the keys by which devices sign. Without one no signature can hold."""
         self._database = database
         self._link = link
         self._tally = tally
+        self._authority = authority
         self._queue: queue.Queue[_Accepted] = queue.Queue(queue_length)
 
     def start(self) -> None:
@@ -145,6 +156,7 @@ class UplinkIngest:
                     outcomes.append("uplink-duplicate")
                     continue
                 present.add(accepted.key)
+                accepted = self._signed(device, accepted)
                 self._store(session, device, accepted)
                 outcomes.append(f"uplink-{accepted.kind}")
         for outcome in outcomes:
@@ -176,6 +188,18 @@ class UplinkIngest:
             log.warning("%s %s/%d can never be used: %s", *accepted.key, accepted.defect)
         else:
             store_body(session, device, message, received_ms=received_ms)
+
+    def _signed(self, device: Device, accepted: _Accepted) -> _Accepted:
+        """The message, rejected if it ought to be signed by its device and is not."""
+        if accepted.defect or accepted.kind != "fitness":
+            return accepted
+        try:
+            if self._authority is None:
+                raise WireError("fitness.certificate", expected="an authority to check it by", got="none")
+            check_signature(accepted.message.fitness, device, self._authority())
+        except WireError as error:
+            return _Accepted(accepted.message, "rejected", str(error))
+        return accepted
 
     def _acknowledge(self, keys: Sequence[Key]) -> None:
         sequences: dict[tuple[str, str], list[int]] = defaultdict(list)

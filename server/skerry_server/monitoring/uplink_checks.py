@@ -7,6 +7,7 @@ edges is the detector's to say, for the release may be unknown here.
 from __future__ import annotations
 
 from skerry_contract.errors import WireError
+from skerry_contract.fitness import read_statement
 from skerry_contract.histogram import decode_counts
 from skerry_contract.identifiers import check_name
 from skerry_contract.limits import CELL_COUNT, CLASSES, FEATURES, HISTOGRAM_CELLS
@@ -64,13 +65,17 @@ def check_body(message: UplinkMessage) -> str:
             _check_update(message.update)
         case "campaign":
             _check_campaign(message.campaign)
+        case "fitness":
+            read_statement(message.fitness)
         case _:
-            raise WireError("uplink.body", expected="drift, health, label, update or campaign", got="none of them")
+            known = "drift, health, label, update, campaign or fitness"
+            raise WireError("uplink.body", expected=known, got="none of them")
     return str(kind)
 
 
 def _check_drift(report: DriftReport) -> None:
     _word(report.boot_id, "drift.boot_id")
+    _word(report.variant, "drift.variant")
     check_name(report.release_id, field="drift.release_id")
     if len(report.edges_sha256) != 32:
         raise WireError("drift.edges_sha256", expected="32 bytes", got=f"{len(report.edges_sha256)} bytes")

@@ -21,6 +21,7 @@ from skerry_contract.v1.telemetry_pb2 import (
     UpdateEvent,
     UplinkMessage,
 )
+from skerry_server.fitness.ledger import store_fitness
 from skerry_server.store.tables import (
     CampaignParticipant,
     Device,
@@ -44,7 +45,7 @@ def believable_ms(claimed_ms: int, *, enrolled_ms: int, received_ms: int) -> int
 
 
 def store_body(session: Session, device: Device, message: UplinkMessage, *, received_ms: int) -> None:
-    """Add the rows of a message that passed ``check_body`` to the transaction.
+    """Add the rows of a message that passed its checks, signature included, to the transaction.
 
     Args:
         session: The transaction that also holds the message's key.
@@ -66,6 +67,8 @@ def store_body(session: Session, device: Device, message: UplinkMessage, *, rece
             _store_update(session, device.id, message.update, at_ms=moment)
         case "campaign":
             _store_campaign(session, device, message.campaign, at_ms=at_ms)
+        case "fitness":
+            store_fitness(session, device, message.fitness, received_ms=received_ms)
 
 
 def _store_drift(session: Session, device_id: str, report: DriftReport, *, received_ms: int) -> None:

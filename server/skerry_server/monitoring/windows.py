@@ -31,7 +31,7 @@ class WindowCounts:
         out_of_range: Rows with a value outside the input's limits.
         schema_errors: Requests that were refused because of their form; not among the rows.
         features: Per feature of the edges float64 [cells].
-        predictions: float64 [classes].
+        predictions: float64 [classes], of the release's own network; those of a smaller one are left out.
     """
 
     rows: int
@@ -63,13 +63,15 @@ def read_window(body: bytes, edges: HistogramEdges) -> WindowCounts:
     features = []
     for edge, message in zip(edges.features, report.features, strict=True):
         features.append(_read(message, len(edge.edges) + 1, report.rows, f"drift.features[{edge.name}]"))
+    predictions = _read(report.predictions, len(edges.classes), report.rows, "drift.predictions")
     return WindowCounts(
         rows=report.rows,
         missing=report.missing,
         out_of_range=report.out_of_range,
         schema_errors=report.schema_errors,
         features=tuple(features),
-        predictions=_read(report.predictions, len(edges.classes), report.rows, "drift.predictions"),
+        # A smaller network of the ladder predicts otherwise on the same data: that is no drift.
+        predictions=predictions if report.rung == 0 else np.zeros_like(predictions),
     )
 
 

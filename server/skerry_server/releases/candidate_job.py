@@ -1,8 +1,9 @@
 """Job kind "candidate": from parameters to a verdict.
 
-Payload ``{"candidate_id"}``, result ``{"candidate_id", "state", "bundle_sha256", "mlflow_model_version"}``. Five steps,
-each with one commit at its end and nothing to do when that is there already: a job that is killed anywhere and run
-again goes on where it stood, and makes one bundle, one model version and one verdict.
+Payload ``{"candidate_id"}``, of a campaign perhaps ``"calibration"`` (:mod:`.candidate_calibration`), result
+``{"candidate_id", "state", "bundle_sha256", "mlflow_model_version"}``. Five steps, each with one commit at its end and
+nothing to do when that is there already: a job that is killed anywhere and run again goes on where it stood, and makes
+one bundle, one model version and one verdict.
 
 Figures: those of :class:`skerry_models.bundle.BundleReport`, and what the candidate came with. A figure that begins
 with ``champion_`` is the champion's on the same rows; the accuracies on the holdout are measured here, others
@@ -15,7 +16,7 @@ import hashlib
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -29,12 +30,16 @@ from skerry_contract.v1.release_pb2 import TrainStepSpec
 from skerry_contract.wire import parse_message
 from skerry_server.audit import ledger
 from skerry_server.errors import InvalidRequestError
+from skerry_server.federation.rounds import personal_comparison
 from skerry_server.jobs.kinds import JobContext
 from skerry_server.releases import candidate_machine
+from skerry_server.releases.candidate_calibration import build_calibrated
 from skerry_server.releases.service import failed_gates, get_candidate, get_release
 from skerry_server.store.tables import CampaignRound, Candidate, Job
 
 if TYPE_CHECKING:
+    from skerry_contract.calibration import TensorRanges
+    from skerry_models.bundle import BundleReport
     from skerry_models.kept_step import TrainStep
     from skerry_models.quantise import QuantisedGraphs
     from skerry_models.task import Dataset
@@ -93,18 +98,24 @@ def build(job: JobContext, candidate_id: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     parent = _parent_folder(job, candidate)
     earlier = _deployed(job, candidate)
-    report = build_bundle(
-        task,
-        state,
-        folder,
-        reference=central,
-        calibration=central,
-        holdout=holdout,
-        lineage=_lineage(candidate, privacy=_privacy(job, candidate), central=central, holdout=holdout),
-        parent_edges=_parent_edges(parent),
-        parent_step=_parent_step(parent),
-        parent_quantised=_quantised(job, earlier[0]) if earlier else None,
-    )
+
+    def build_with(ranges: TensorRanges | None, notes: Mapping[str, object]) -> BundleReport:
+        lineage = _lineage(candidate, privacy=_privacy(job, candidate), central=central, holdout=holdout)
+        return build_bundle(
+            task,
+            state,
+            folder,
+            reference=central,
+            calibration=central,
+            holdout=holdout,
+            lineage={**lineage, **notes},
+            parent_edges=_parent_edges(parent),
+            parent_step=_parent_step(parent),
+            parent_quantised=_quantised(job, earlier[0]) if earlier else None,
+            ranges=ranges,
+        )
+
+    report = build_calibrated(job.payload, job.context.artifacts, build_with)
     sha256 = job.context.artifacts.put_bundle(folder)
     with job.context.database.transaction() as session:
         row = get_candidate(session, candidate_id)
@@ -309,6 +320,7 @@ def _lineage(
     """What the bundle comes from; nothing in it depends on when or where it was built."""
     return {
         **({"privacy": privacy} if privacy else {}),
+        **personal_comparison.of_metrics(candidate.metrics),
         "candidate_id": candidate.id,
         "task": candidate.task,
         "origin": candidate.origin,

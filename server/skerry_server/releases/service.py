@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -26,6 +27,7 @@ from skerry_server.context import ServerContext
 from skerry_server.errors import ConflictError, InvalidRequestError, NotFoundError
 from skerry_server.jobs import queue
 from skerry_server.releases import candidate_machine
+from skerry_server.releases.candidate_calibration import PAYLOAD as CALIBRATION
 from skerry_server.store.tables import Candidate, ChampionEntry, Release, UpdateEventRow
 
 #: Where parameters come from.
@@ -47,6 +49,7 @@ def create_candidate(
     incident_id: str = "",
     mlflow_run_id: str = "",
     metrics: Mapping[str, float] | None = None,
+    calibration: Mapping[str, Any] | None = None,
     actor: str = "system",
 ) -> Candidate:
     """Record parameters as a candidate and enqueue the job that builds, evaluates and judges it.
@@ -64,6 +67,8 @@ def create_candidate(
         mlflow_run_id: MLflow run that made it; the model version is linked to it.
         metrics: Figures known already, for the gates: flat name to number. A drifted cohort's gate wants
             ``accuracy_drifted`` and, of the champion on the same rows, ``champion_accuracy_drifted``.
+        calibration: Outcome of a campaign's federated calibration, for the candidate's job
+            (:mod:`skerry_server.releases.candidate_calibration`); None or empty: central.
         actor: Who asked, for the audit ledger.
 
     Returns:
@@ -99,7 +104,8 @@ def create_candidate(
         created_ms=now_ms(),
     )
     session.add(candidate)
-    queue.enqueue(session, "candidate", {"candidate_id": candidate_id}, job_id=candidate_job_id(candidate_id))
+    payload = {"candidate_id": candidate_id, **({CALIBRATION: dict(calibration)} if calibration else {})}
+    queue.enqueue(session, "candidate", payload, job_id=candidate_job_id(candidate_id))
     ledger.append(
         session,
         actor=actor,

@@ -173,6 +173,7 @@ class CampaignService(Servicer, api.CampaignServiceServicer):
                 strategy=request.strategy,
                 settings={**settings, **{name: value for name, value in named.items() if value}},
                 actor=caller.name,
+                epsilon_limit=self.context.config.epsilon_limit,
             )
             return _campaign(session, row.id)
 

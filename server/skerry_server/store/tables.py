@@ -42,8 +42,14 @@ class Device(Base):
     certificate_not_after_ms: Mapped[int] = mapped_column(default=0)
     # Key of the device's Flower node (PEM, P-384); empty while it has none.
     node_public_key: Mapped[str] = mapped_column(default="")
+    # "device", or "gateway": sums for the devices of its site and serves no model itself.
+    kind: Mapped[str] = mapped_column(default="device")
+    # What a gateway told last: "devices", "connected", "campaign_id", "round", "asked", "counted"; empty for a device.
+    site_report: Mapped[dict[str, Any]] = mapped_column(default=dict)
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
     device_class: Mapped[str] = mapped_column(default="")
+    # Which devices are alike: skerry_contract.fitness.profile_digest, hexadecimal.
+    profile_sha256: Mapped[str] = mapped_column(default="")
     agent_version: Mapped[str] = mapped_column(default="")
     # Presence.
     online: Mapped[bool] = mapped_column(default=False)
@@ -273,6 +279,8 @@ class CampaignParticipant(Base):
     reason: Mapped[str] = mapped_column(default="")
     reason_code: Mapped[str] = mapped_column(default="")
     flower_node_id: Mapped[str] = mapped_column(default="")
+    # Gateway that it takes part through, as long as the campaign lasts; empty: it is asked directly.
+    gateway_id: Mapped[str] = mapped_column(default="")
     # With its answer, fields as in DeviceConditions.
     conditions: Mapped[dict[str, Any]] = mapped_column(default=dict)
     # Rounds that its update counted in; the newest of them, and the newest that it was selected for; 0 for none.
@@ -350,7 +358,7 @@ class Uplink(Base):
     device_id: Mapped[str] = mapped_column(primary_key=True)
     outbox_id: Mapped[str] = mapped_column(primary_key=True)
     sequence: Mapped[int] = mapped_column(primary_key=True)
-    # "drift", "health", "label", "update", "campaign"; "rejected" for one that can never be used.
+    # "drift", "health", "label", "update", "campaign", "fitness"; "rejected" for one that can never be used.
     kind: Mapped[str]
     created_ms: Mapped[int]
     received_ms: Mapped[int]
@@ -426,6 +434,27 @@ class UpdateEventRow(Base):
     to_state: Mapped[str]
     detail: Mapped[str]
     at_ms: Mapped[int]
+
+
+class Fitness(Base):
+    """What one device measured of the forms of one release, newest only; its signature held when it came."""
+
+    __tablename__ = "fitness"
+    __table_args__ = (sa.UniqueConstraint("device_id", "release_id"),)
+
+    id: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=True)
+    device_id: Mapped[str]
+    release_id: Mapped[str] = mapped_column(index=True)
+    task: Mapped[str]
+    profile_sha256: Mapped[str]
+    # Fields of DeviceProfile.
+    profile: Mapped[dict[str, Any]]
+    # Fields of FormFitness, one document per form.
+    forms: Mapped[list[dict[str, Any]]] = mapped_column(sa.JSON)
+    measured_ms: Mapped[int]
+    received_ms: Mapped[int]
+    # The serialized FitnessCertificate, for whoever wants to verify it again.
+    certificate: Mapped[bytes]
 
 
 class Incident(Base):

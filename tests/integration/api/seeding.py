@@ -30,6 +30,7 @@ from skerry_server.store.tables import (
     Cohort,
     Device,
     DriftWindow,
+    Fitness,
     Incident,
     Job,
     LabelRow,
@@ -163,6 +164,46 @@ def add_champion(session: Session, release_id: str, *, at_ms: int, previous: str
     session.add(
         ChampionEntry(
             task="digits", release_id=release_id, previous_release=previous, reason="rollout finished", at_ms=at_ms
+        )
+    )
+
+
+def add_fitness(session: Session, device_id: str, release_id: str, *, p50_us: float = 31.0) -> None:
+    """A fitness certificate: int8-x86 is chosen, float32 takes 70 us."""
+    form = {"backend": "onnxruntime", "rung": 0, "tried": True, "correct": True, "worst_difference": 0.0, "detail": ""}
+    forms = [
+        {**form, "variant": "fp32", "p50_us": 70.0, "p99_us": 90.0, "size": 150_000, "load_us": 2e3, "chosen": False},
+        {
+            **form,
+            "variant": "int8-x86",
+            "p50_us": p50_us,
+            "p99_us": 44.0,
+            "size": 50_000,
+            "load_us": 9e2,
+            "chosen": True,
+        },
+    ]
+    profile = {
+        "device_class": "x86_64",
+        "cpu": "Some CPU",
+        "isa": ["avx2"],
+        "cores": 4,
+        "memory_bytes": 8 << 30,
+        "accelerators": [],
+        "runtimes": {"onnxruntime": "1.31.1"},
+        "power_mode": "",
+    }
+    session.add(
+        Fitness(
+            device_id=device_id,
+            release_id=release_id,
+            task="digits",
+            profile_sha256="5a" * 32,
+            profile=profile,
+            forms=forms,
+            measured_ms=now_ms() - 30_000,
+            received_ms=now_ms() - 20_000,
+            certificate=b"",
         )
     )
 
@@ -344,6 +385,8 @@ def seed_fleet(seeded: Seeded) -> None:
             metrics={"accuracy": 0.947, "accuracy_int8_x86": 0.943},
         )
         add_champion(session, "digits-1", at_ms=now - 62 * minute)
+        for name in names[:3]:
+            add_fitness(session, name, "digits-1")
         for index, name in enumerate(names):
             running = "digits-2" if index in (0, 4) else "digits-1"
             correct = 171 if name in drifting else 232
@@ -394,10 +437,23 @@ def seed_fleet(seeded: Seeded) -> None:
             strategy="fedprox",
             state="running",
             base_release="digits-2",
-            settings={"rounds": 5, "privacy": {"mode": "central"}, "round_deadline_ms": 120_000},
+            settings={
+                "rounds": 5,
+                "privacy": {"mode": "central", "noise_multiplier": 2.0},
+                "round_deadline_ms": 120_000,
+            },
             created_ms=now - 30_000,
             approved_by="the-approver",
-            metrics={"bytes_down": 700_000.0, "bytes_up": 90_000.0, "energy_wh": 0.02},
+            metrics={
+                "bytes_down": 700_000.0,
+                "bytes_up": 90_000.0,
+                "energy_wh": 0.02,
+                "personal_devices": 3.5,  # times the round's number: 7 in the second
+                "personal_accuracy": 0.4375,
+                "personal_accuracy_global": 0.375,
+                "personal_gaining": 2.5,
+                "personal_losing": 0.5,
+            },
             epsilon=0.61,
         )
         for name, code, reason in (

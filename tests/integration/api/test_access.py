@@ -60,6 +60,8 @@ ROUTES: list[tuple[str, str, dict[str, Any] | None, str]] = [
     ("POST", "/v1/api-tokens", {"name": "x", "role": "viewer"}, "admin"),
     ("POST", "/v1/api-tokens/{name}/revoke", None, "admin"),
     ("GET", "/v1/summary", None, "viewer"),
+    ("GET", "/v1/fitness", None, "viewer"),
+    ("GET", "/v1/fitness/lessons", None, "viewer"),
     ("GET", "/v1/drift?task=digits", None, "viewer"),
     ("GET", "/metrics", None, "viewer"),
 ]

@@ -14,6 +14,7 @@ LISTS = [
     "candidates",
     "releases",
     "champions",
+    "fitness",
     "rollouts",
     "campaigns",
     "incidents",

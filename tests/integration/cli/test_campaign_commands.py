@@ -21,6 +21,9 @@ def test_a_campaign_shows_state_phase_spending_and_reasons(skerry: Skerry) -> No
         "pause, abort",
         "2.1 MB down, 270.0 kB up, 0.1 min, about 0.06 Wh",
         "1.22 at delta 1e-05",
+        "4.98 at delta 1e-05 of a device in 1 of 1 private campaigns",
+        "87.5 % with own parameters, 75.0 % without",
+        "5 of 7 devices gain, 1 lose (round 2)",
         "2 hot: too warm (press-04: 71 °C, at most 65 °C wanted)",
         "1 offline: not connected (press-08: offline)",
         "the-approver",
@@ -32,6 +35,9 @@ def test_a_campaign_shows_state_phase_spending_and_reasons(skerry: Skerry) -> No
         "bytes_down": 2_100_000, "bytes_up": 270_000, "minutes": 0.05, "energy_wh": pytest.approx(0.06),
         "epsilon": 1.22, "delta": 1e-5,
     }  # fmt: skip
+    assert document["personal"] == {
+        "round": 2, "devices": 7, "global_accuracy": 0.75, "personal_accuracy": 0.875, "gaining": 5, "losing": 1,
+    }  # fmt: skip
     assert [(each["code"], each["devices"]) for each in document["reasons"]] == [
         ("hot", 2), ("offline", 1), ("outside-window", 1), ("quarantined", 1),
     ]  # fmt: skip
@@ -42,6 +48,8 @@ def test_a_campaign_shows_state_phase_spending_and_reasons(skerry: Skerry) -> No
         "press-03",
         "press-04",
     ]
+    total = document["privacy_total"]
+    assert (total["epsilon"], total["campaigns"], total["private"]) == (pytest.approx(4.98, abs=0.01), 1, 1)
     listed = next(row for row in skerry("campaign", "list", "--json").document() if row["id"] == RUNNING)
     assert (listed["phase"], listed["spent"], listed["actions"]) == ("collect", document["spent"], ["pause", "abort"])
 
@@ -49,7 +57,7 @@ def test_a_campaign_shows_state_phase_spending_and_reasons(skerry: Skerry) -> No
 def test_a_draft_is_made_approved_paused_and_resumed(skerry: Skerry, seeded: Seeded) -> None:
     assert skerry("campaign", "abort", RUNNING, "--reason", "make room").code == 0
     made = skerry(
-        "campaign", "start", "digits", "--draft", "--strategy", "trimmedmean", "--set", "strategy_settings.trim=0.1",
+        "campaign", "start", "digits", "--draft", "--strategy", "trimmedmean", "--set", "strategy_settings.trim=0.25",
         "--set", "eligibility.require_idle=true", "--set", 'eligibility.window={"start": "22:00", "end": "06:00"}',
         "--set", "per_round=4", "--json", role="operator",
     )  # fmt: skip
@@ -58,7 +66,7 @@ def test_a_draft_is_made_approved_paused_and_resumed(skerry: Skerry, seeded: See
     campaign_id = document["id"]
     assert (document["state"], document["actions"], document["approved_by"]) == ("draft", ["approve", "abort"], "")
     assert document["waits_for"] == "a person to approve it"
-    assert document["settings"]["strategy_settings"] == {"trim": 0.1}
+    assert document["settings"]["strategy_settings"] == {"trim": 0.25}
     assert document["settings"]["eligibility"] == {"require_idle": True, "window": {"start": "22:00", "end": "06:00"}}
     refused = skerry("campaign", "approve", campaign_id, role="operator")
     assert refused.code == 2

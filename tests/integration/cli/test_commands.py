@@ -28,6 +28,8 @@ LISTS = {
     ("incident", "list"): "incident-9d3e5a7c1b20",
     ("policy", "list"): "auto-digits",
     ("champion", "history"): "digits-1",
+    ("fitness", "list"): "int8-x86",
+    ("fitness", "lessons"): "int8-x86",
     ("audit", "list"): "policy:auto-digits",
     ("token", "list"): "the-operator",
 }

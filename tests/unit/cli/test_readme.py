@@ -11,13 +11,19 @@ import pytest
 import typer
 
 from skerry_agent.cli import app as agent
+from skerry_gateway.cli import app as gateway
 from skerry_server.cli.main import app as server
 from skerry_simulation.cli import app as simulation
 
 README = Path(__file__).parents[3] / "README.md"
 PROGRAMS = {
     name: typer.main.get_command(app)
-    for name, app in {"skerry": server, "skerry-agent": agent, "skerry-sim": simulation}.items()
+    for name, app in {
+        "skerry": server,
+        "skerry-agent": agent,
+        "skerry-gateway": gateway,
+        "skerry-sim": simulation,
+    }.items()
 }
 
 

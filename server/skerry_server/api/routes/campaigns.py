@@ -12,6 +12,7 @@ from skerry_server.api import campaign_views, queries, requests
 from skerry_server.api.dependencies import ACT, READ, SHOW, Approver, Context, Operator, Viewer
 from skerry_server.api.documents import PageOf
 from skerry_server.api.paging import fetch_page
+from skerry_server.federation import privacy_ledger
 from skerry_server.federation import service as federation
 from skerry_server.fleet import service as fleet
 from skerry_server.store.tables import Campaign
@@ -54,15 +55,16 @@ def start_campaign(body: requests.CampaignRequest, context: Context, caller: Ope
             strategy=body.strategy,
             settings=body.settings,
             actor=caller.name,
+            epsilon_limit=context.config.epsilon_limit,
         )
-        return _campaign(session, row.id)
+        return _campaign(session, context, row.id)
 
 
 @router.get("/campaigns/{campaign_id}", summary="Show a campaign", responses=SHOW)
 def get_campaign(campaign_id: CampaignId, context: Context, caller: Viewer) -> doc.CampaignDetailDocument:
     """Its rounds, its devices, and why some stay out."""
     with context.database.reading() as session:
-        return _campaign(session, campaign_id)
+        return _campaign(session, context, campaign_id)
 
 
 @router.post("/campaigns/{campaign_id}/approve", summary="Approve a draft", responses=ACT)
@@ -72,7 +74,7 @@ def approve_campaign(
     """It begins to recruit, from the champion of now."""
     with context.database.transaction() as session:
         federation.approve_campaign(session, campaign_id, reason=body.reason, actor=caller.name)
-        return _campaign(session, campaign_id)
+        return _campaign(session, context, campaign_id)
 
 
 @router.post("/campaigns/{campaign_id}/pause", summary="Pause a campaign", responses=ACT)
@@ -82,7 +84,7 @@ def pause_campaign(
     """Nothing is asked of devices until it is resumed; committed rounds and journalled updates stay. Needs a reason."""
     with context.database.transaction() as session:
         federation.pause_campaign(session, campaign_id, reason=body.reason, actor=caller.name)
-        return _campaign(session, campaign_id)
+        return _campaign(session, context, campaign_id)
 
 
 @router.post("/campaigns/{campaign_id}/resume", summary="Resume a paused campaign", responses=ACT)
@@ -92,7 +94,7 @@ def resume_campaign(
     """It goes on where it was paused; the deadline of that state counts anew."""
     with context.database.transaction() as session:
         federation.resume_campaign(session, campaign_id, reason=body.reason, actor=caller.name)
-        return _campaign(session, campaign_id)
+        return _campaign(session, context, campaign_id)
 
 
 @router.post("/campaigns/{campaign_id}/abort", summary="Abort a campaign", responses=ACT)
@@ -102,14 +104,16 @@ def abort_campaign(
     """Committed rounds are kept; no candidate is made. A reason is needed."""
     with context.database.transaction() as session:
         federation.abort_campaign(session, campaign_id, reason=body.reason, actor=caller.name)
-        return _campaign(session, campaign_id)
+        return _campaign(session, context, campaign_id)
 
 
-def _campaign(session: Session, campaign_id: str) -> doc.CampaignDetailDocument:
+def _campaign(session: Session, context: Context, campaign_id: str) -> doc.CampaignDetailDocument:
     row = queries.find(session, Campaign, campaign_id, kind="campaign")
     return campaign_views.campaign_detail(
         row,
         queries.campaign_rounds(session, [campaign_id]).get(campaign_id, []),
         queries.campaign_participants(session, campaign_id),
         progress=queries.campaign_progress(session, [campaign_id]).get(campaign_id, {}),
+        total=privacy_ledger.total(session, task=row.task, cohort_id=row.cohort_id),
+        limit=context.config.epsilon_limit,
     )

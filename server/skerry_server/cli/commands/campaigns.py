@@ -50,9 +50,14 @@ _CAMPAIGN_DETAILS: Fields = {
     "settings": lambda row: pairs({name: value for name, value in row["settings"].items() if value not in ({}, "")}),
     "accuracy by round": lambda row: "  ".join(percent(each["accuracy"]) for each in row["rounds"]),
     "spent": lambda row: _spent(row),
+    "personal": lambda row: _personal(row),
+    "calibration": lambda row: _calibration(row),
     "privacy spent": lambda row: _epsilon(row),
+    "over all campaigns": lambda row: _epsilon_total(row),
     "devices": lambda row: "  ".join(
-        f"{each['device_id']}: {each['state']}" for each in row["participants"] if each["state"] != "excluded"
+        f"{each['device_id']}: {each['state']}" + (f" through {each['gateway_id']}" if each["gateway_id"] else "")
+        for each in row["participants"]
+        if each["state"] != "excluded"
     ),
     "why devices stay out": lambda row: "\n".join(
         f"{each['devices']} {each['code']}: {each['meaning']} ({each['example']})" for each in row["reasons"]
@@ -76,6 +81,36 @@ def _spent(row: Document) -> str:
     return (
         f"{amount(spent['bytes_down'])} down, {amount(spent['bytes_up'])} up, "
         f"{spent['minutes']:.1f} min, about {spent['energy_wh']:.3g} Wh"
+    )
+
+
+def _personal(row: Document) -> str:
+    found = row["personal"]
+    if found is None:
+        return ""
+    own, everybody = percent(found["personal_accuracy"]), percent(found["global_accuracy"])
+    gain = f"{found['gaining']} of {found['devices']} devices gain, {found['losing']} lose"
+    return f"{own} with own parameters, {everybody} without\n{gain} (round {found['round']})"
+
+
+def _calibration(row: Document) -> str:
+    found = row["calibration"]
+    if found is None:
+        return ""
+    if found["source"] == "devices":
+        return f"INT8 ranges of {found['rows']} rows on {found['devices']} devices"
+    return f"central: {found['reason']}"
+
+
+def _epsilon_total(row: Document) -> str:
+    found = row["privacy_total"]
+    if found is None:
+        return ""
+    bound = f", limit {found['limit']:g}" if found["limit"] else ""
+    apart = f"; {found['unprotected']} without privacy" if found["unprotected"] else ""
+    return (
+        f"{found['epsilon']:.3g} at delta {found['delta']:.0e} of a device in {found['campaigns']} of "
+        f"{found['private']} private campaigns{bound}{apart}"
     )
 
 

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from skerry_contract.site import ADDRESS_LABEL, GATEWAY_ROLE, ROLE_LABEL, SITE_LABEL
 from skerry_server.cli.command import Limit, Pairs, Reason, Shell, command, given, group, parse_pairs
 from skerry_server.cli.output import Document, Fields, age, moment, pairs, percent
+from skerry_server.errors import NotFoundError
 
 device = group("device", help="Devices: what runs where, labels, enrolment.")
+gateway = group("gateway", help="Gateways: each sums the training of the devices of its site.")
 cohort = group("cohort", help="Cohorts: named sets of devices, by their labels.")
 token = group("token", help="API tokens of operators and programs.")
 
@@ -68,6 +71,23 @@ _DEVICE_DETAILS: Fields = {
     "stays out of campaigns": lambda row: row["ineligible_reason"],
     "enrolled": lambda row: moment(row["enrolled_ms"]),
     "certificate ends": lambda row: moment(row["certificate_not_after_ms"]),
+}
+
+
+def _last_round(row: Document) -> str:
+    site = row["site"]
+    return f"{site['counted']} of {site['asked']} in round {site['round']}" if site["campaign_id"] else ""
+
+
+_GATEWAY: Fields = {
+    "gateway": lambda row: row["id"],
+    "presence": presence,
+    "seen": lambda row: age(row["last_seen_ms"]),
+    "site": lambda row: row["site"]["site"],
+    "address": lambda row: row["site"]["address"],
+    "devices": lambda row: f"{row['site']['connected']} of {row['site']['devices']}",
+    "last round": _last_round,
+    "certificate": _certificate,
 }
 _COHORT: Fields = {
     "name": lambda row: row["name"],
@@ -149,6 +169,43 @@ def enrollment_token(
     )
     if not shell.out.as_json:
         shell.out.say("on the device:")
+        shell.out.say(document["command"])
+
+
+@command(gateway, "list", example="skerry gateway list --where site=plant-a")
+def list_gateways(
+    shell: Shell,
+    limit: Limit = 1000,
+    where: Annotated[str, typer.Option("--where", metavar="NAME=VALUE", help="Only gateways with this label.")] = "",
+) -> None:
+    """List gateways, with the devices of their last round."""
+    rows = shell.api.items("devices", limit=limit, **given(kind="gateway", label=where))
+    shell.out.rows(rows, _GATEWAY, empty="no gateways; make a token with `skerry gateway token` and enrol one")
+
+
+@command(gateway, "show", example="skerry gateway show gw-plant-a --json")
+def show_gateway(shell: Shell, gateway_id: Annotated[str, typer.Argument(metavar="GATEWAY")]) -> None:
+    """Show a gateway."""
+    document = shell.api.get("devices", gateway_id)
+    if document["site"] is None:
+        raise NotFoundError("gateway", gateway_id)
+    shell.out.details(document, {**_GATEWAY, "campaign": lambda row: row["site"]["campaign_id"]})
+
+
+@command(gateway, "token", example="skerry gateway token --site plant-a --address gw.plant-a.example:9443")
+def gateway_token(
+    shell: Shell,
+    site: Annotated[str, typer.Option("--site", help="Devices with the label site=SITE are summed for.")],
+    address: Annotated[str, typer.Option("--address", help="host:port at which those devices reach it.")],
+    ttl: Annotated[int, typer.Option("--ttl", min=60, help="Seconds until it expires.")] = 3600,
+) -> None:
+    """Make a single-use token that makes a gateway. The secret is printed once."""
+    labels = {ROLE_LABEL: GATEWAY_ROLE, SITE_LABEL: site, ADDRESS_LABEL: address}
+    document = shell.api.post("enrollment-tokens", body={"ttl_s": ttl, "labels": labels})
+    document = document | {"command": enroll_command(document).replace("skerry-agent", "skerry-gateway", 1)}
+    shell.out.details(document, {"token": lambda row: row["token"], "expires": lambda row: moment(row["expires_ms"])})
+    if not shell.out.as_json:
+        shell.out.say("on the gateway:")
         shell.out.say(document["command"])
 
 

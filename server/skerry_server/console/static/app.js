@@ -30,7 +30,7 @@ const PANELS = [
   [renderCampaign, ["campaign", "summary", "tasks"]],
   [renderIncidents, ["incidents", "summary"]],
   [renderRollout, ["rollouts", "summary"]],
-  [renderReleases, ["releases", "champions"]],
+  [renderReleases, ["releases", "champions", "lessons"]],
   [renderJobs, ["jobs", "summary"]],
   [renderAudit, ["audit"]],
 ];

@@ -22,6 +22,7 @@ const RESOURCES = {
   incidents: { topics: ["incidents"], read: async (api) => (await api.get("incidents?page_size=20")).items },
   releases: { topics: ["releases", "champions"], read: async (api) => (await api.get("releases?page_size=20")).items },
   champions: { topics: ["champions"], read: async (api) => (await api.get("champions?page_size=20")).items },
+  lessons: { topics: ["releases", "devices"], read: async (api) => (await api.get("fitness/lessons")).items },
   jobs: { topics: ["jobs"], read: async (api) => (await api.get("jobs?page_size=12")).items },
   audit: { topics: ["audit"], read: async (api) => (await api.get("audit?page_size=25")).items },
   drift: {
@@ -59,7 +60,7 @@ export class Store {
   /** Read everything; rejects when the first read is refused. */
   async load() {
     await this.#read(["summary"]);
-    await this.#read(["tasks", "devices", "rollouts", "campaigns", "incidents", "releases", "champions", "jobs", "audit"]);
+    await this.#read(["tasks", "devices", "rollouts", "campaigns", "incidents", "releases", "champions", "lessons", "jobs", "audit"]);
     await this.#read(["drift", "campaign"]);
   }
 

@@ -48,9 +48,12 @@ function figures(row) {
   const rows = [
     ["Rounds", `${row.rounds.length} of ${row.rounds_planned}`, last ? `${last.accepted} of ${plural(last.invited, "device")} in the last` : ""],
     ["Accuracy", last ? percent(last.accuracy) : "–", last ? "on the holdout" : ""],
+    ...personal(row.personal),
+    ...calibration(row.calibration),
     ["Devices", `${row.devices.accepted ?? 0} of ${devices}`, "take part"],
     ["Privacy spent", spent.epsilon === null ? "–" : `ε ${spent.epsilon.toFixed(2)}`,
       spent.epsilon === null ? privacyWords(settings) : `at δ ${spent.delta.toExponential(0)}${settings.privacy?.target_epsilon ? `, budget ε ${settings.privacy.target_epsilon}` : ""}`],
+    ...privacyTotal(row.privacy_total),
     ["Bytes", bytes(spent.bytes_down + spent.bytes_up), `${bytes(spent.bytes_down)} down, ${bytes(spent.bytes_up)} up${budget(settings.maximum_bytes, bytes)}`],
     ["Time", span(spent.minutes * 60_000), `in rounds${budget(settings.maximum_minutes, (value) => span(value * 60_000))}`],
     ["Energy", `${spent.energy_wh.toFixed(2)} Wh`, `of the devices, estimated${budget(settings.maximum_energy_wh, (value) => `${value} Wh`)}`],
@@ -59,6 +62,12 @@ function figures(row) {
     h("div", { "data-key": name }, h("dt", {}, name), h("dd", {}, h("strong", {}, value), more ? h("span", {}, more) : null))));
 }
 
+const personal = (found) => (found ? [["Personal", percent(found.personal_accuracy),
+  `own parameters; ${percent(found.global_accuracy)} without; ${found.gaining} of ${plural(found.devices, "device")} gain, ${found.losing} lose`]] : []);
+const calibration = (found) => (found ? [["Calibration", found.source,
+  found.reason || `INT8 ranges of ${plural(found.rows, "row")} on ${plural(found.devices, "device")}`]] : []);
+const privacyTotal = (total) => (total ? [["Over all campaigns", `ε ${total.epsilon.toFixed(2)}`,
+  `of a device in ${total.campaigns} of ${plural(total.private, "private campaign")}${total.limit ? `, at most ε ${total.limit}` : ""}${total.unprotected ? `; ${total.unprotected} without privacy` : ""}`]] : []);
 const privacyWords = (settings) => (settings.secure_aggregation ? "secure aggregation" : "no noise is added");
 const budget = (limit, write) => (limit ? `, at most ${write(limit)}` : "");
 

@@ -31,17 +31,22 @@ function deviceRow(row, now) {
   const labels = Object.entries(row.labels).map(([name, value]) => h("span", { class: "tag" }, `${name}=${value}`));
   const value = row.accuracy?.value;
   return h("tr", { "data-key": row.id },
-    h("th", { scope: "row" }, h("span", { class: "name" }, row.id), labels.length ? h("span", { class: "tags" }, labels) : null),
+    h("th", { scope: "row" }, h("span", { class: "name" }, row.id), row.kind === "gateway" ? h("span", { class: "variant" }, "gateway") : null, labels.length ? h("span", { class: "tags" }, labels) : null),
     h("td", {}, row.online
       ? state("online")
       : h("span", { class: "state", "data-mood": "none", title: `last seen ${moment(row.last_seen_ms) || "never"}` },
         h("i", { "aria-hidden": "true" }), row.last_seen_ms ? `offline ${age(row.last_seen_ms, now)}` : "never seen")),
     h("td", {}, identifier(row.active_release), row.active_variant ? h("span", { class: "variant" }, row.active_variant) : null),
-    h("td", {}, update(row)),
+    h("td", {}, row.site ? site(row.site) : update(row)),
     h("td", { class: "number" }, count(row.labelled_samples)),
     h("td", { class: "number" }, latency(row.health.latency_p99_us)),
     h("td", { class: "number accuracy", title: row.accuracy ? `${row.accuracy.correct} of ${row.accuracy.labelled} labelled requests` : null },
       percent(value), Number.isFinite(value) ? bar(value) : null));
+}
+
+function site({ connected, devices, campaign_id, round, asked, counted }) {
+  const last = campaign_id ? `${counted} of ${asked} in round ${round}` : "no round yet";
+  return h("span", { class: "update", title: campaign_id ? `last round: ${campaign_id}` : null }, `${connected} of ${devices} devices`, h("span", { class: "why" }, last));
 }
 
 function update(row) {
