@@ -37,7 +37,11 @@ find "$library" -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -
 
 install -m 755 "$here/debian/skerry-agent" "$package/usr/bin/skerry-agent"
 install -m 644 "$here/systemd/skerry-agent.service" "$package/lib/systemd/system/skerry-agent.service"
+install -m 644 "$here/systemd/skerry-agent-stream@.service" "$package/lib/systemd/system/skerry-agent-stream@.service"
 install -m 644 "$here/debian/default" "$package/etc/default/skerry-agent"
+# The client of the shared-memory door for C and C++.
+install -D -m 644 -t "$package/usr/share/skerry-agent/include" "$root/edge_agent/include/skerry.h" "$root/edge_agent/include/skerry.c"
+install -D -m 644 -t "$package/usr/share/skerry-agent/examples" "$root/edge_agent/examples/classify.c"
 install -m 644 "$root/LICENSE" "$package/usr/share/doc/skerry-agent/copyright"
 install -m 755 "$here/debian/postinst" "$here/debian/prerm" "$here/debian/postrm" "$package/DEBIAN/"
 echo /etc/default/skerry-agent > "$package/DEBIAN/conffiles"

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from skerry_agent.engine.engine import Engine
-    from skerry_agent.engine.model import Prediction
+    from skerry_agent.engine.prediction import Prediction
 
 __all__ = ["Engine", "Prediction"]
 
-_WHERE = {"Engine": "skerry_agent.engine.engine", "Prediction": "skerry_agent.engine.model"}
+_WHERE = {"Engine": "skerry_agent.engine.engine", "Prediction": "skerry_agent.engine.prediction"}
 
 
 def __getattr__(name: str) -> object:

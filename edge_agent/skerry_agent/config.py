@@ -87,6 +87,17 @@ class AgentConfig:
         metered: Whether the network is paid by the byte: "yes", "no", or "auto": ask the kernel and NetworkManager.
         updates_on_metered: Whether updates may be downloaded over a metered network.
         metered_limit_bytes: Most bytes of one update over a metered network; 0: no limit.
+        choosing_seconds: How long the device may measure which form of a release is fastest.
+        deadline_us: How long an answer may take (us): the ladder holds the 99th percentile below it, and who would wait
+            longer in a queue is turned away; 0: what the release says.
+        inference_parallel: Requests that are computed at the same time; 0: one a core of serving.
+        inference_queue: Requests that may wait beside them; more are turned away.
+        ladder_temperature_c: Above it a smaller network answers, if the release has one.
+        power_saving: Whether a smaller network answers to save energy: "yes", "no", or "auto": by the power mode.
+        isolation: "auto" sets serving apart from other work as far as that is permitted: real-time class, core and
+            memory of its own; "off" does nothing, for many agents on one machine.
+        serving_cores: Cores of serving, such as "3" or "2,3"; "auto" picks a quarter of them, at least one, and with a
+            single core none.
         download_over: How files come: "mqtt", or "https" by ranges from the device API.
         reconnect_seconds: Longest wait between two connection attempts.
         presence_delay_seconds: How long the broker waits before it says that a vanished device is offline.
@@ -97,6 +108,10 @@ class AgentConfig:
         training_on_metered: Whether the device takes part over a metered network.
         training_only_idle: Whether the device stays out of campaigns while it answers requests.
         training_idle_seconds: Time without a request after which the device counts as idle.
+        serve_personal: Whether a release may answer with this device's own parameters once they have proven better on
+            its own labelled samples. There are none unless a campaign left some here or ``personal_parameters`` asks.
+        personal_parameters: Shell patterns of parameters, such as "head.*", that the device fits to its own labelled
+            samples by itself while no campaign asks; none: it only keeps what campaigns leave here.
     """
 
     device_id: str = dataclasses.field(metadata=_rule(matches=_NAME))
@@ -122,6 +137,14 @@ class AgentConfig:
     metered: str = dataclasses.field(default="auto", metadata=_rule(matches="auto|yes|no"))
     updates_on_metered: bool = True
     metered_limit_bytes: int = dataclasses.field(default=32 << 20, metadata=_rule(least=0))
+    choosing_seconds: float = dataclasses.field(default=8.0, metadata=_SECONDS)
+    deadline_us: float = dataclasses.field(default=0.0, metadata=_rule(least=0))
+    inference_parallel: int = dataclasses.field(default=0, metadata=_rule(least=0, most=64))
+    inference_queue: int = dataclasses.field(default=64, metadata=_rule(least=0, most=4096))
+    ladder_temperature_c: float = 80.0
+    power_saving: str = dataclasses.field(default="auto", metadata=_rule(matches="auto|yes|no"))
+    isolation: str = dataclasses.field(default="auto", metadata=_rule(matches="auto|off"))
+    serving_cores: str = dataclasses.field(default="auto", metadata=_rule(matches=r"auto|\d{1,4}(,\d{1,4}){0,63}"))
     download_over: str = dataclasses.field(default="mqtt", metadata=_rule(matches="mqtt|https"))
     reconnect_seconds: float = dataclasses.field(default=300.0, metadata=_SECONDS)
     presence_delay_seconds: int = dataclasses.field(default=30, metadata=_rule(least=0))
@@ -132,6 +155,8 @@ class AgentConfig:
     training_on_metered: bool = False
     training_only_idle: bool = False
     training_idle_seconds: float = dataclasses.field(default=60.0, metadata=_rule(least=0))
+    serve_personal: bool = True
+    personal_parameters: list[str] = dataclasses.field(default_factory=list, metadata=_rule(most=64))
 
     def __post_init__(self) -> None:
         """Hold every setting to its rule."""
@@ -265,8 +290,13 @@ class AgentLayout:
 
     @property
     def serving_socket(self) -> Path:
-        """Unix socket of the ServingAdmin service."""
+        """Unix socket on which serving answers control: :mod:`skerry_agent.serving.admin`."""
         return self.root / "run" / "serving.sock"
+
+    @property
+    def shared_memory_socket(self) -> Path:
+        """Unix socket of the shared-memory door, in a folder that the agent's group may enter."""
+        return self.root / "door" / "shared-memory.sock"
 
     @property
     def serving_file(self) -> Path:
@@ -284,9 +314,24 @@ class AgentLayout:
         return self.root / "training"
 
     @property
+    def superlink_file(self) -> Path:
+        """JSON: the gateway that the last accepted invitation led to; control writes, training reads."""
+        return self.root / "superlink.json"
+
+    @property
     def fresh_file(self) -> Path:
         """JSON: which labelled samples an accepted update has seen; training writes, control reads."""
         return self.root / "training" / "fresh.json"
+
+    @property
+    def personal_forms(self) -> Path:
+        """Releases with this device's own parameters, and their proofs; training writes, serving reads."""
+        return self.root / "training" / "forms"
+
+    @property
+    def personal_file(self) -> Path:
+        """JSON: whether such a form answers, and why not; serving writes."""
+        return self.root / "run" / "personal.json"
 
     @property
     def latency_file(self) -> Path:

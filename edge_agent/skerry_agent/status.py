@@ -33,6 +33,8 @@ class AgentStatus:
         http_port: Of the Open Inference Protocol; 0 while the doors are shut.
         grpc_port: Likewise.
         flower_node_id: Decimal; "0" while there is none.
+        personal: Whether the device's own parameters answer, and why not; empty while serving says nothing.
+        isolation: How serving is set apart from other work, one sentence a step; empty while the doors are shut.
         certificate_until: When the device's certificate ends, ISO 8601, UTC; empty if there is none that can be used.
     """
 
@@ -47,6 +49,8 @@ class AgentStatus:
     http_port: int
     grpc_port: int
     flower_node_id: str
+    personal: str
+    isolation: list[str]
     certificate_until: str
 
     def document(self) -> dict[str, Any]:
@@ -60,6 +64,20 @@ def _json(path: Path) -> dict[str, Any]:
         if isinstance(document, dict):
             return document
     return {}
+
+
+def _personal(layout: AgentLayout, release_id: str) -> str:
+    """What serving wrote about the release that answers."""
+    found = _json(layout.personal_file)
+    if not release_id or found.get("release_id") != release_id:
+        return ""
+    if found.get("state") != "answers":
+        return ": ".join(filter(None, (str(found.get("state", "")), str(found.get("detail", "")))))
+    try:
+        own, signed = float(found["personal_accuracy"]), float(found["global_accuracy"])
+        return f"answers: {own:.3f} right against {signed:.3f} of the release, on {int(found['examples'])} samples"
+    except (KeyError, TypeError, ValueError):
+        return "answers"
 
 
 def _certificate_until(layout: AgentLayout) -> str:
@@ -109,5 +127,7 @@ def read_status(layout: AgentLayout) -> AgentStatus:
         http_port=int(serving.get("http_port", 0)) if doors else 0,
         grpc_port=int(serving.get("grpc_port", 0)) if doors else 0,
         flower_node_id=str(training.get("flower_node_id", "0")) if _alive(training.get("pid")) else "0",
+        personal=_personal(layout, pointer.release_id) if doors and pointer is not None else "",
+        isolation=[str(step) for step in serving.get("isolation", [])] if doors else [],
         certificate_until=_certificate_until(layout),
     )

@@ -6,8 +6,10 @@ import logging
 import sys
 from pathlib import Path
 
+from skerry_agent.config import AgentLayout, load_config
 from skerry_agent.control.process import run
 from skerry_agent.errors import AgentError
+from skerry_agent.isolation import keep_off_serving
 
 
 def main() -> int:
@@ -16,8 +18,10 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m skerry_agent.control DATA_DIR\n")
         return 2
+    root = Path(sys.argv[1])
     try:
-        run(Path(sys.argv[1]))
+        logging.getLogger("skerry_agent.control").info("%s", keep_off_serving(load_config(AgentLayout(root))))
+        run(root)
     except AgentError as error:
         sys.stderr.write(f"skerry-agent control: {error}\n")
         return 3

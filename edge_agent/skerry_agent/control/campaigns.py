@@ -30,8 +30,21 @@ class _Waiting:
 class Invitations:
     """Owned by the control loop; times are monotonic seconds unless they end in ``_ms``."""
 
-    def __init__(self, limits: Limits, *, respond: Callable[[CampaignResponse], bool]) -> None:
-        """``respond`` puts an answer into the outbox; if it says False, the invitation is answered in a later step."""
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        respond: Callable[[CampaignResponse], bool],
+        on_accepted: Callable[[CampaignInvitation], None] = lambda invitation: None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            limits: Of this device.
+            respond: Puts an answer into the outbox; if it says False, the invitation is answered in a later step.
+            on_accepted: Hears of an invitation before it is accepted; an OSError has it answered in a later step.
+        """
+        self._on_accepted = on_accepted
         self._limits = limits
         self._respond = respond
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
@@ -77,6 +90,12 @@ class Invitations:
                 reason_code="" if obstacle is None else obstacle.code,
                 conditions=conditions.message(),
             )
+            if obstacle is None:
+                try:
+                    self._on_accepted(waiting.invitation)
+                except OSError as error:
+                    log.warning("campaign %s waits: %s", campaign_id, error)
+                    continue
             if not self._respond(response):
                 continue
             log.info("campaign %s: %s", campaign_id, response.reason or "accepted")

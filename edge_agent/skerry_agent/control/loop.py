@@ -16,6 +16,7 @@ from collections.abc import Callable
 from skerry_agent.control.campaigns import Invitations
 from skerry_agent.control.observer import Observer
 from skerry_agent.control.serving_client import ServingClient
+from skerry_agent.engine.fitness import FitnessReporter
 from skerry_agent.errors import DeviceError
 from skerry_agent.heartbeat import Heartbeat
 from skerry_agent.link.connections import CONTROL
@@ -94,6 +95,7 @@ class ControlLoop:
         serving: ServingClient,
         invitations: Invitations,
         observer: Observer,
+        fitness: FitnessReporter,
         mailbox: TrustMailbox,
         second_look: SecondLook,
         heartbeat: Heartbeat,
@@ -108,6 +110,7 @@ class ControlLoop:
         self._serving = serving
         self._invitations = invitations
         self._observer = observer
+        self._fitness = fitness
         self._mailbox = mailbox
         self._second_look = second_look
         self._heartbeat = heartbeat
@@ -131,6 +134,7 @@ class ControlLoop:
         if self._invitations.waiting:
             self._invitations.step(conditions, now_s=time.monotonic(), now_ms=unix_ms())
         self._observer.step(self._updater.snapshot)
+        self._fitness.step()
         self._uplink.step()
         self._reporter.step(self._observer.reported(self._updater.snapshot))
         return wait_s

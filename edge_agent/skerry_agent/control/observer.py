@@ -81,6 +81,7 @@ class Observer:
         metered: Callable[[], bool] = lambda: False,
         count_fresh: Callable[[], int | None] = lambda: None,
         local_time: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+        profile_sha256: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Sensors, stores and ``serving_status`` are asked at most once a second; ``local_time`` knows its zone."""
@@ -97,6 +98,7 @@ class Observer:
         self._metered = metered
         self._count_fresh = count_fresh
         self._local_time = local_time
+        self._profile_sha256 = profile_sha256
         self._monotonic = monotonic
         self._limits = limits_of(config)
         self._pause = TrainingPause(layout)
@@ -197,6 +199,7 @@ class Observer:
             ineligible_reason="" if obstacle is None else obstacle.reason,
             ineligible_code="" if obstacle is None else obstacle.code,
             labels=self._config.labels,
+            profile_sha256=self._profile_sha256,
         )
 
     def _look(self) -> None:

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
-from skerry_agent.config import AgentLayout, load_config
+from skerry_agent.config import AgentConfig, AgentLayout, load_config
 from skerry_agent.control.campaigns import Invitations
 from skerry_agent.control.loop import (
     ControlLoop,
@@ -23,7 +24,10 @@ from skerry_agent.control.loop import (
 from skerry_agent.control.observer import Observer, limits_of
 from skerry_agent.control.serving_client import ServingClient
 from skerry_agent.engine.device_class import detect_device_class
+from skerry_agent.engine.device_profile import read_profile
+from skerry_agent.engine.fitness import FitnessReporter
 from skerry_agent.heartbeat import Heartbeat
+from skerry_agent.identity.identity_files import IdentityFiles
 from skerry_agent.identity.renewal import Renewer
 from skerry_agent.identity.tls import client_context
 from skerry_agent.link.backoff import ReconnectSpread
@@ -31,9 +35,11 @@ from skerry_agent.link.connections import control_connection, data_connection, p
 from skerry_agent.link.outbox import Outbox
 from skerry_agent.link.reported import Reporter, Revisions
 from skerry_agent.link.uplink import Uplink
+from skerry_agent.memory import forget_code, give_memory_back
 from skerry_agent.policy.install import OwnerPolicy
 from skerry_agent.policy.labelled import count_fresh, count_labelled, read_mark
 from skerry_agent.policy.network import MeteredNetwork
+from skerry_agent.training.superlink_choice import follow
 from skerry_agent.trust.approvals import TufApprovals
 from skerry_agent.trust.judge import Judge
 from skerry_agent.trust.keyring import instruction_keys, slot_keys
@@ -137,7 +143,9 @@ def run(
         reserve_bytes=config.disk_reserve_bytes,
         wall_ms=lambda: round(clock.now().timestamp() * 1000),
         on_accepted=learn,
+        keep_own=lambda: makes_own_forms(config, layout),
     )
+    profile = read_profile()
     observer = Observer(
         layout,
         config,
@@ -151,6 +159,15 @@ def run(
         record=record,
         metered=lambda: network.metered,
         count_fresh=lambda: count_fresh(layout.labelled, read_mark(layout.fresh_file)),
+        profile_sha256=profile.digest,
+    )
+    fitness = FitnessReporter(
+        layout,
+        device_id=device,
+        verifier=slots,
+        identity=IdentityFiles(layout).read,
+        profile=lambda: profile,
+        record=record,
     )
     topic = device_topic(device, DeviceTopic.PRESENCE)
     loop = ControlLoop(
@@ -160,8 +177,11 @@ def run(
         uplink=Uplink(outbox, control, device_id=device),
         reporter=Reporter(control, Revisions(layout.root / "link" / "reported.json"), device_id=device),
         serving=serving,
-        invitations=Invitations(limits_of(config), respond=respond_through(record)),
+        invitations=Invitations(
+            limits_of(config), respond=respond_through(record), on_accepted=partial(follow, layout.superlink_file)
+        ),
         observer=observer,
+        fitness=fitness,
         mailbox=mailbox,
         heartbeat=Heartbeat(),
         second_look=SecondLook(instructions, offer=updater.offer, refresh=approvals.refresh),
@@ -171,6 +191,8 @@ def run(
     approvals.start()
     control.start()
     log.info("control of %s is running, boot %s", device, boot_id)
+    give_memory_back()
+    forget_code()
     try:
         loop.run(stopping)
     finally:
@@ -181,6 +203,11 @@ def run(
         control.stop(last=(topic, presence(device, boot_id, online=False)))
         serving.close()
         outbox.close()
+
+
+def makes_own_forms(config: AgentConfig, layout: AgentLayout) -> bool:
+    """Whether this device makes models of its own out of a release's float32 form."""
+    return config.serve_personal and (bool(config.personal_parameters) or layout.personal_forms.is_dir())
 
 
 def _say(published: bool) -> None:

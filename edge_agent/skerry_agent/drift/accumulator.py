@@ -4,8 +4,9 @@ A request only appends its features, scores and latency to a block; a full block
 the cost per request is about a microsecond. A value v of feature f lies in cell ``number of edges < v``
 (see ``skerry_contract.histogram``). A feature that is NaN is left out of its histogram, not out of the others.
 
-Invariants: every histogram of predictions, confidence and latency sums to ``rows``; refused requests are never rows,
-they are counted by why they were refused; a window is reported exactly once; an empty window is not reported.
+Invariants: every histogram of predictions, confidence and latency sums to ``rows``, but the predictions are empty while
+the device's own parameters answer: the control plane compares them with what the release predicts. Refused requests are
+never rows, they are counted by why they were refused; a window is reported once; an empty window is not reported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from skerry_agent.engine.backend import Floats
 from skerry_agent.engine.errors import MissingValueError, OutOfRangeError
-from skerry_agent.engine.model import confidences
+from skerry_agent.engine.prediction import confidences
 from skerry_agent.errors import InputError
 from skerry_contract.histogram import encode_counts
 from skerry_contract.v1.telemetry_pb2 import DriftReport, HistogramEdges
@@ -100,6 +101,9 @@ class DriftAccumulator:
         limits: When a window closes.
         numbers: Shared by all accumulators of the process.
         emit: Takes a finished report; must not block.
+        rung: Number of the network of the ladder that answers the requests.
+        variant: Its form.
+        predictions: Whether the predictions are those of the release and count.
         monotonic: Seconds for window lengths.
         wall: Unix time in seconds, for the report.
     """
@@ -113,6 +117,9 @@ class DriftAccumulator:
         limits: WindowLimits,
         numbers: WindowNumbers,
         emit: Callable[[DriftReport], None],
+        rung: int = 0,
+        variant: str = "",
+        predictions: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -121,6 +128,9 @@ class DriftAccumulator:
         self._limits = self._next_limits = limits
         self._numbers = numbers
         self._emit = emit
+        self._rung = rung
+        self._variant = variant
+        self._count_predictions = predictions
         self._monotonic = monotonic
         self._wall = wall
         self._table = EdgeTable(edges)
@@ -209,7 +219,8 @@ class DriftAccumulator:
         self._block_rows = 0
         joined = np.concatenate(scores)
         self._feature_counts += self._table.count(np.concatenate(features))
-        self._predictions += np.bincount(joined.argmax(axis=1), minlength=self._predictions.size)
+        if self._count_predictions:
+            self._predictions += np.bincount(joined.argmax(axis=1), minlength=self._predictions.size)
         for counts, edges, values in (
             (self._confidence, self._confidence_edges, confidences(joined).astype(np.float64)),
             (self._latency, self._latency_edges, np.repeat(np.array(latencies), rows)),
@@ -237,6 +248,8 @@ class DriftAccumulator:
             predictions=encode_counts(self._predictions.tolist()),
             confidence=encode_counts(self._confidence.tolist()),
             latency=encode_counts(self._latency.tolist()),
+            rung=self._rung,
+            variant=self._variant,
         )
         self._open_window()
         return report

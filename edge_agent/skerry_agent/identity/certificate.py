@@ -191,3 +191,8 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
         not_after=end,
         public_key=key,
     )
+
+
+def certificate_der(pem: bytes) -> bytes:
+    """The first certificate of a PEM file in DER; raises ValueError when it cannot be read."""
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)

@@ -85,6 +85,15 @@ class DeviceApi:
         """
         return self._post("/device/v1/renew", document, what="renewal")
 
+    def site(self, action: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """What the gateway of a site asks for: "report" or "certificate"; needs its own certificate in the context.
+
+        Raises:
+            RefusedError: The caller is no gateway, or the document is not right.
+            DeviceError: The server cannot be reached or does not answer as one.
+        """
+        return self._post(f"/device/v1/site/{action}", document, what=f"the site's {action}")
+
     def _post(self, path: str, document: Mapping[str, Any], *, what: str) -> dict[str, Any]:
         data = self._ask("POST", path, json.dumps(document).encode(), what=what)
         with contextlib.suppress(ValueError, RecursionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from skerry_agent.config import AgentLayout
-from skerry_agent.policy.eligibility import Conditions, Limits, strain
+from skerry_agent.policy.eligibility import Conditions, Limits, strain_obstacle
 
 log = logging.getLogger(__name__)
 #: Below AgentLayout.run; the training process waits while it exists.
@@ -21,7 +21,9 @@ class TrainingPause:
 
     def follow(self, conditions: Conditions, limits: Limits) -> None:
         """Pause while the device is strained, resume when it is not, by a margin (:meth:`Limits.eased`)."""
-        reason = strain(conditions, limits.eased() if self._paused else limits)
+        obstacle = strain_obstacle(conditions, limits.eased() if self._paused else limits)
+        # The code stands in front, so that a round that comes to nothing can be counted under it.
+        reason = "" if obstacle is None else f"{obstacle.code}: {obstacle.reason}"
         if (reason != "") == self._paused:
             return
         try:

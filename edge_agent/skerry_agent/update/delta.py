@@ -18,14 +18,16 @@ import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.files import DISK, Disk
 from skerry_agent.update.download import FileDownload, hash_file
-from skerry_contract.delta import pieces, read_header
-from skerry_contract.delta_coding import Buffer
 from skerry_contract.errors import WireError
 from skerry_contract.v1.release_pb2 import DeltaEntry, FileEntry
+
+if TYPE_CHECKING:
+    from skerry_contract.delta_coding import Buffer
 
 log = logging.getLogger(__name__)
 #: Files up to this size are made at once (bytes): a slow device needs less than a tenth of a second for them.
@@ -180,6 +182,9 @@ class Detour:
         self._disk.sync_folder(self._target.parent)
 
     def _write(self, temporary: Path) -> None:
+        # Late: it needs NumPy, which a device without deltas does not hold in this process.
+        from skerry_contract.delta import pieces, read_header
+
         delta, base = _mapped(self.download.path), _mapped(self._base)
         header = read_header(delta)
         if (header.target_sha256, header.target_size) != (self._entry.sha256, self._entry.size):

@@ -7,7 +7,7 @@ goes, the pointer forgets that one could go back to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from skerry_agent.update.slots import (
     write_pointer,
 )
 from skerry_contract.v1.common_pb2 import SignedEnvelope
-from skerry_contract.v1.release_pb2 import ReleaseManifest
+from skerry_contract.v1.release_pb2 import FileEntry
 
 
 def inactive_slot(pointer: Pointer | None) -> SlotName:
@@ -34,7 +34,7 @@ def inactive_slot(pointer: Pointer | None) -> SlotName:
 def stage(
     layout: AgentLayout,
     envelope: SignedEnvelope,
-    manifest: ReleaseManifest,
+    entries: Sequence[FileEntry],
     source: Callable[[bytes], Path],
     disk: Disk = DISK,
 ) -> SlotName:
@@ -42,8 +42,8 @@ def stage(
 
     Args:
         layout: Data directory.
-        envelope: Signed envelope of ``manifest``, verified.
-        manifest: What the slot will hold.
+        envelope: Signed envelope of the release's manifest, verified; the slot holds it whole.
+        entries: Files of that manifest that the slot will hold.
         source: Verified file of a SHA-256 digest.
         disk: File system.
 
@@ -60,7 +60,7 @@ def stage(
     disk.remove_tree(building)
     disk.make_folder(building)
     folders = {building}
-    for entry in manifest.files:
+    for entry in entries:
         target = building / entry.path
         for parent in target.relative_to(building).parents:
             disk.make_folder(building / parent)

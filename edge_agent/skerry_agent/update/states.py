@@ -7,7 +7,7 @@ visit begins again. The journal is none of their business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from skerry_agent.update.stage import inactive_slot, stage
 from skerry_agent.update.update_machine import Event, State
 from skerry_agent.update.wanted import wanted
 from skerry_contract.signing import EnvelopeVerifier
-from skerry_contract.v1.release_pb2 import ReleaseManifest
+from skerry_contract.v1.release_pb2 import FileEntry, ReleaseManifest
 
 #: How often free space and the network are looked at (seconds).
 LOOK_S = 5.0
@@ -48,6 +48,7 @@ class Parts:
         reserve_bytes: Free space that an update leaves alone.
         disk: File system.
         monotonic: Seconds.
+        plan: Which files of a target this device holds: :func:`skerry_agent.update.plan.files_to_hold`.
     """
 
     layout: AgentLayout
@@ -61,6 +62,7 @@ class Parts:
     reserve_bytes: int
     disk: Disk
     monotonic: Callable[[], float]
+    plan: Callable[[Instruction], Sequence[FileEntry]]
 
     def stop(self) -> None:
         """Let go of everything that runs."""
@@ -134,7 +136,7 @@ class Need(Work):
             return Outcome(Event.ROLL_BACK, f"not approved: {approval.detail}"[:300])
         if now - self._looked_at >= LOOK_S:
             self._looked_at = now
-            self._obstacles = self._look(_manifest(target))
+            self._obstacles = self._look(self.parts.plan(target))
         if approval is None:
             waits = [METADATA]
         else:
@@ -143,8 +145,8 @@ class Need(Work):
         self.waits_for = "; ".join(waits)
         return None if waits else Outcome(Event.ALLOWED)
 
-    def _look(self, manifest: ReleaseManifest) -> list[str]:
-        needed = wanted(self.parts.layout, manifest, self.parts.verifier, downloads=downloads_folder(self.parts.layout))
+    def _look(self, entries: Sequence[FileEntry]) -> list[str]:
+        needed = wanted(self.parts.layout, entries, self.parts.verifier, downloads=downloads_folder(self.parts.layout))
         free = self.parts.disk.free_bytes(self.parts.layout.update)
         space = ""
         if needed.space and needed.space + self.parts.reserve_bytes > free:
@@ -163,9 +165,9 @@ class Download(Work):
 
     def step(self, target: Instruction, approved: int) -> Outcome | None:
         """See :class:`Work`."""
-        downloads, manifest = self.parts.downloads, _manifest(target)
+        downloads, entries = self.parts.downloads, self.parts.plan(target)
         if not self._begun:
-            downloads.begin(manifest.files)
+            downloads.begin(entries)
             self._begun = True
         self.progress = downloads.poll()
         self.waits_for = self.progress.waits_for
@@ -175,7 +177,7 @@ class Download(Work):
         if self.parts.monotonic() - self._looked_at < LOOK_S:
             return None
         self._looked_at = self.parts.monotonic()
-        left = wanted(self.parts.layout, manifest, self.parts.verifier, downloads=downloads_folder(self.parts.layout))
+        left = wanted(self.parts.layout, entries, self.parts.verifier, downloads=downloads_folder(self.parts.layout))
         obstacle = self.parts.policy.network(left.transfer)
         return Outcome(Event.HOLD, obstacle) if obstacle else None
 
@@ -186,7 +188,7 @@ class Verify(Work):
     def step(self, target: Instruction, approved: int) -> Outcome | None:
         """See :class:`Work`."""
         downloads = self.parts.downloads
-        downloads.begin(_manifest(target).files)
+        downloads.begin(self.parts.plan(target))
         wrong = downloads.verify()
         downloads.stop()
         if wrong:
@@ -201,11 +203,11 @@ class Stage(Work):
 
     def step(self, target: Instruction, approved: int) -> Outcome | None:
         """See :class:`Work`."""
-        manifest, path = _manifest(target), self.parts.downloads.path
-        gone = [entry.path for entry in manifest.files if not path(entry.sha256).exists()]
+        entries, path = self.parts.plan(target), self.parts.downloads.path
+        gone = [entry.path for entry in entries if not path(entry.sha256).exists()]
         if gone:
             return Outcome(Event.RETRY, f"downloaded files are gone: {', '.join(gone)}"[:300])
-        slot = stage(self.parts.layout, target.state.release, manifest, path, self.parts.disk)
+        slot = stage(self.parts.layout, target.state.release, entries, path, self.parts.disk)
         return Outcome(Event.STAGED, f"slot {slot}")
 
 

@@ -27,6 +27,7 @@ from skerry_agent.update.boots import read_boots
 from skerry_agent.update.decisions import after_failure, disk_trouble, take_up
 from skerry_agent.update.desired import Instruction, RefusedError, StaleError, accept, open_instruction
 from skerry_agent.update.journal import Journal, NewerJournalError, count_failure, read_journal, write_journal
+from skerry_agent.update.plan import files_to_hold
 from skerry_agent.update.pointer_keeper import PointerKeeper
 from skerry_agent.update.ports import Approvals, DownloadProgress, Downloads, InstallPolicy, Prover, Serving
 from skerry_agent.update.resume import after_restart
@@ -73,6 +74,7 @@ class Updater:
         wall_ms: Callable[[], int] = unix_ms,
         on_accepted: Callable[[DesiredState], None] = lambda state: None,
         slot_verifier: EnvelopeVerifier | None = None,
+        keep_own: Callable[[], bool] = lambda: True,
     ) -> None:
         """Read the journal; what a power cut left is repaired by the first :meth:`step`.
 
@@ -93,6 +95,7 @@ class Updater:
             on_accepted: Takes every desired state that was accepted and written down; must not raise.
             slot_verifier: Keys of what this device accepted before, past ones included: slots and the journal;
                 ``verifier`` by default.
+            keep_own: Whether float32 is downloaded besides preferred forms, for models that are made on the device.
         """
         self._layout = layout
         self._device_id = device_id
@@ -118,6 +121,7 @@ class Updater:
             reserve_bytes=reserve_bytes,
             disk=disk,
             monotonic=monotonic,
+            plan=lambda target: files_to_hold(target, self._journal.failures, keep_own=keep_own()),
         )
         self._opened = False
         self._resumed = False

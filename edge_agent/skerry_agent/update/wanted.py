@@ -5,6 +5,7 @@ An estimate from the signed manifests of the slots and the sizes of files: nothi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from skerry_agent.errors import ArtifactError
 from skerry_agent.update.pointer import SlotName
 from skerry_agent.update.slots import read_slot
 from skerry_contract.signing import EnvelopeVerifier
-from skerry_contract.v1.release_pb2 import FileEntry, ReleaseManifest
+from skerry_contract.v1.release_pb2 import FileEntry
 
 _BLOCK = 512
 _SLOTS: tuple[SlotName, SlotName] = ("a", "b")
@@ -33,17 +34,17 @@ class Wanted:
     space: int
 
 
-def wanted(layout: AgentLayout, manifest: ReleaseManifest, verifier: EnvelopeVerifier, *, downloads: Path) -> Wanted:
+def wanted(layout: AgentLayout, entries: Sequence[FileEntry], verifier: EnvelopeVerifier, *, downloads: Path) -> Wanted:
     """Look at what is here.
 
     Args:
         layout: Data directory.
-        manifest: What is wanted.
+        entries: Files that are wanted.
         verifier: Trusted release keys.
         downloads: Folder of the files that are on their way, named by digest.
     """
     held = _held(layout, verifier)
-    files = {entry.sha256: entry for entry in manifest.files}
+    files = {entry.sha256: entry for entry in entries}
     parts = [_of_file(entry, held, downloads) for digest, entry in files.items() if digest not in held]
     return Wanted(sum(part.transfer for part in parts), sum(part.space for part in parts))
 
@@ -52,9 +53,12 @@ def _held(layout: AgentLayout, verifier: EnvelopeVerifier) -> set[bytes]:
     digests: set[bytes] = set()
     for slot in _SLOTS:
         try:
-            digests.update(entry.sha256 for entry in read_slot(layout, slot, verifier).manifest.files)
+            content = read_slot(layout, slot, verifier)
         except ArtifactError:
             continue
+        # A slot may be without forms that the device did not need.
+        files = content.manifest.files
+        digests.update(entry.sha256 for entry in files if (content.folder / entry.path).exists())
     return digests
 
 

@@ -102,6 +102,7 @@ def enroll_device(client: ControlPlaneClient, settings: DemoSettings, device_id:
         "window_requests": settings.window_rows,
         "window_seconds": 3600.0,
         "health_seconds": 2.0,
+        "isolation": "off",  # several devices share this machine: none may have a core of its own
         "reconnect_seconds": 2.0,  # a handful of devices on one machine need no spread over minutes
     }
     path.write_text(json.dumps(document, indent=2))

@@ -6,23 +6,21 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import grpc
 
 from integration.control.metadata import trust_anchor
 from integration.link.broker import Broker, free_port
 from integration.link.identity import give_identity
 from skerry_agent.config import AgentConfig, AgentLayout
 from skerry_agent.control.process import run
+from skerry_agent.errors import ArtifactError
+from skerry_agent.serving.admin import AdminDoor, ServingAdmin
 from skerry_agent.trust.anchor import keep_root
 from skerry_agent.trust.places import TrustPlaces
 from skerry_agent.update.ports import ProofResult
 from skerry_agent.update.slots import SlotName, read_pointer, read_slot
-from skerry_contract.v1.agent_local_pb2 import ActivateRequest, ServingStatus, ServingStatusRequest
-from skerry_contract.v1.agent_local_pb2_grpc import ServingAdminServicer, add_ServingAdminServicer_to_server
+from skerry_contract.v1.agent_local_pb2 import ServingStatus
 from unit.update.releases import DEVICE, SIGNER, VERIFIER
 
 
@@ -56,8 +54,8 @@ def enrolled(
     return layout
 
 
-class FakeServing(ServingAdminServicer):
-    """ServingAdmin that reads the slot like the real one and refuses the releases it is told to."""
+class FakeServing:
+    """An engine behind the real admin door: reads the slot like the real one, refuses the releases it is told to."""
 
     def __init__(self, layout: AgentLayout) -> None:
         self.layout = layout
@@ -65,24 +63,21 @@ class FakeServing(ServingAdminServicer):
         self.refuse: set[str] = set()
         self.failing: set[str] = set()
         self.activated: list[str] = []
-        self._server: Any = None
+        self._door: AdminDoor | None = None
 
-    def Activate(self, request: ActivateRequest, context: Any) -> ServingStatus:
-        content = read_slot(self.layout, _slot(request.slot), VERIFIER)
-        if content.manifest.release_id != request.release_id or request.release_id in self.refuse:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "golden outputs differ")
-        self.activated.append(request.release_id)
-        self.status.release_id = request.release_id
-        self.status.slot = request.slot
+    def activate(self, slot: SlotName, *, release_id: str = "") -> None:
+        content = read_slot(self.layout, slot, VERIFIER)
+        if content.manifest.release_id != release_id or release_id in self.refuse:
+            raise ArtifactError(release_id, "golden outputs differ")
+        self.activated.append(release_id)
+        self.status.release_id = release_id
+        self.status.slot = slot
         self.status.release_requests = self.status.release_errors = 0
-        return self.status
 
-    def Status(self, request: ServingStatusRequest, context: Any) -> ServingStatus:
-        if self.status.release_id in self.failing:
-            self.status.release_requests += 100
-            self.status.release_errors += 50
-        else:
-            self.status.release_requests += 10
+    def look(self) -> ServingStatus:
+        failing = self.status.release_id in self.failing
+        self.status.release_requests += 100 if failing else 10
+        self.status.release_errors += 50 if failing else 0
         self.status.requests += 10
         return self.status
 
@@ -90,21 +85,14 @@ class FakeServing(ServingAdminServicer):
         pointer = read_pointer(self.layout)
         self.status.release_id = "" if pointer is None else pointer.release_id
         self.layout.serving_socket.unlink(missing_ok=True)
-        self._server = grpc.server(ThreadPoolExecutor(2))
-        register: Callable[[Any, Any], None] = add_ServingAdminServicer_to_server
-        register(self, self._server)
-        self._server.add_insecure_port(f"unix:{self.layout.serving_socket}")
-        self._server.start()
+        self._door = AdminDoor(ServingAdmin(self, self.look).answer, self.layout.serving_socket)
+        self._door.start()
         self.layout.serving_file.write_text(json.dumps({"http_port": 1, "grpc_port": 2, "pid": 4711}))
 
     def stop(self) -> None:
-        if self._server is not None:
-            self._server.stop(0).wait()
-            self._server = None
-
-
-def _slot(name: str) -> SlotName:
-    return "a" if name == "a" else "b"
+        if self._door is not None:
+            self._door.stop()
+            self._door = None
 
 
 class ReadingProver:

@@ -82,6 +82,8 @@ def test_installed_it_runs_and_its_unit_is_valid(debian: Path) -> None:
     assert version.stdout.strip()
     verified = chroot(debian, "systemd-analyze", "verify", "/lib/systemd/system/skerry-agent.service")
     assert "skerry-agent.service:" not in verified.stderr, verified.stderr
+    streamed = chroot(debian, "systemd-analyze", "verify", "/lib/systemd/system/skerry-agent-stream@.service")
+    assert "skerry-agent-stream@" not in streamed.stderr, streamed.stderr
     unit = (debian / "lib/systemd/system/skerry-agent.service").read_text().splitlines()
     assert {"Type=notify", "NotifyAccess=main", "WatchdogSec=30"} <= set(unit)
     assert chroot(debian, "id", "skerry-agent").returncode == 0

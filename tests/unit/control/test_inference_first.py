@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skerry_agent.engine.counters import RECENT, Counters
+from skerry_agent.engine.counters import RECENT, Counters, Form
 from skerry_agent.policy.inference_first import HOLD_S, LONGEST_HOLD_S, InferenceFirst
 from skerry_agent.policy.live_latency import (
     FEWEST,
@@ -172,14 +172,15 @@ def test_a_file_of_anything_says_nothing(tmp_path: Path, content: bytes) -> None
 
 def test_counters_hand_out_each_latency_once() -> None:
     counters = Counters()
+    form = counters.form(Form("fp32", 0, "cpu"))
     assert counters.latest(0) == (0, [])
     for value in (1.0, 2.0, 3.0):
-        counters.answered(1, value)
+        counters.answered(1, value, form)
     assert counters.latest(0) == (3, [3.0, 2.0, 1.0])
     assert counters.latest(2) == (3, [3.0])
     assert counters.latest(3) == counters.latest(9) == (3, [])
     for value in range(RECENT + 5):
-        counters.answered(1, float(value))
+        counters.answered(1, float(value), form)
     total, latencies = counters.latest(3)
     assert (total, len(latencies), latencies[0]) == (RECENT + 8, RECENT, RECENT + 4.0)
 

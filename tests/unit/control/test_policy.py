@@ -207,7 +207,7 @@ def test_strain_pauses_training_and_its_end_resumes_it(tmp_path: Path) -> None:
     pause.follow(FIT, LIMITS)
     assert not file.exists()
     pause.follow(replace(FIT, temperature_c=95.0), LIMITS)
-    assert file.read_text() == "too hot: 95 °C, limit 80 °C"
+    assert file.read_text() == "hot: too hot: 95 °C, limit 80 °C"
     TrainingPause(layout).follow(FIT, LIMITS)
     assert not file.exists(), "a pause that a killed process left ends with the strain"
 

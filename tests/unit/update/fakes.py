@@ -193,5 +193,9 @@ def check_slot(layout: AgentLayout, slot: SlotName) -> str:
         for path in content.folder.rglob("*")
         if path.is_file() and path.name != MANIFEST
     }
+    left = set(expected) - set(found)
+    if left and len(content.manifest.variants) > 1:  # a device may do without forms that it does not need
+        assert left <= {variant.path for variant in content.manifest.variants}
+        expected = {path: digest for path, digest in expected.items() if path not in left}
     assert found == expected
     return content.manifest.release_id

@@ -61,6 +61,7 @@ def make_release(
     chunk_bytes: int = CHUNK,
     signer: Ed25519Signer = SIGNER,
     deltas: Sequence[tuple[str, bytes, bytes]] = (),
+    variants: Sequence[Variant] = (),
 ) -> MadeRelease:
     """A release of three files of which one is shared by every release of this function; deltas: path, base, delta."""
     if files is None:
@@ -76,7 +77,7 @@ def make_release(
         task="digits",
         bundle_sha256=bundle_digest(entries),
         files=entries,
-        variants=[Variant(name="fp32", path=next(iter(files)))],
+        variants=variants or [Variant(name="fp32", path=next(iter(files)))],
         expires_unix_ms=expires_unix_ms,
     )
     check_manifest(manifest)
@@ -94,6 +95,7 @@ def make_desired(
     reporting: ReportingPolicy | None = None,
     issued_unix_ms: int = 1_700_000_000_000,
     signer: Ed25519Signer = SIGNER,
+    preferred: Sequence[str] = (),
 ) -> bytes:
     state = DesiredState(
         device_id=device_id,
@@ -102,6 +104,7 @@ def make_desired(
         rollout_id=rollout_id,
         probation_ms=probation_ms,
         reporting=reporting,
+        preferred_variants=preferred,
     )
     if release is not None:
         state.release.CopyFrom(release.envelope)
