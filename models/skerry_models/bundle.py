@@ -14,49 +14,57 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from google.protobuf.message import DecodeError, Message
+
+from skerry_contract.calibration import TensorRanges
 from skerry_contract.errors import ContractError
 from skerry_contract.histogram import edges_digest
 from skerry_contract.manifest import bundle_digest, check_manifest, describe_file
 from skerry_contract.tensors import Array
 from skerry_contract.v1.common_pb2 import TensorSpec
+from skerry_contract.v1.forms_pb2 import BundleVariants
 from skerry_contract.v1.release_pb2 import GoldenSet, ReleaseManifest, Variant
+from skerry_models.activation_ranges import CALIBRATE
+from skerry_models.calibrate import calibrate
 from skerry_models.edges import DRIFT_EDGES, reference_edges
 from skerry_models.errors import BundleError
-from skerry_models.evaluation import Evaluation, evaluate_onnx
-from skerry_models.export import EVALUATE, FEATURES, INFER, INPUT, SCORES, export_inference
+from skerry_models.evaluation import Evaluation
+from skerry_models.export import EVALUATE, FEATURES, INPUT, SCORES, export_inference
+from skerry_models.forms import FORMS, REQUIRED, variant_name
 from skerry_models.frozen_scales import choose_scales
-from skerry_models.golden import GOLDEN, build_golden, check_golden, golden_rows, golden_tolerance
+from skerry_models.golden import GOLDEN, check_golden, golden_rows
 from skerry_models.joint_graph import ARTIFACT as TRAIN_STEP
 from skerry_models.kept_step import TrainStep, train_step_for
-from skerry_models.latency import measure_latency
+from skerry_models.ladder_build import build_ladder
+from skerry_models.latency_class import deadline_us
 from skerry_models.model_card import MODEL_CARD, write_model_card
+from skerry_models.network_forms import make_forms, measure_forms
 from skerry_models.parameters import encode_state
-from skerry_models.quantise import INT8_QDQ, INT8_X86, QuantisedGraphs, quantise
+from skerry_models.quantise import QuantisedGraphs, quantise_with
 from skerry_models.task import Dataset, Task
+
+M = TypeVar("M", bound=Message)
 
 TRAIN_STEP_SPEC = "train_step.pb"
 GOLDEN_STEP = "golden_step.pb"
 PARAMETERS = "parameters.pb"
 LINEAGE = "lineage.json"
-#: Variant name to file and the device classes that may run it (none: every class).
-VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "fp32": (INFER, ()),
-    "int8-qdq": (INT8_QDQ, ()),
-    "int8-x86": (INT8_X86, ("x86_64",)),
-}
-#: Every file of a bundle.
+#: The bundle's forms, as the manifest lists them (BundleVariants).
+VARIANTS = "variants.pb"
+#: Files that every bundle has. Optional forms and smaller networks (:mod:`skerry_models.forms`) add some.
 FILES = (
-    INFER,
-    INT8_QDQ,
-    INT8_X86,
+    *(FORMS[name].file for name in REQUIRED),
     EVALUATE,
+    CALIBRATE,
     TRAIN_STEP,
     TRAIN_STEP_SPEC,
     PARAMETERS,
     GOLDEN,
     GOLDEN_STEP,
     DRIFT_EDGES,
+    VARIANTS,
     MODEL_CARD,
     LINEAGE,
 )
@@ -73,10 +81,13 @@ class BundleReport:
         digest: SHA-256 of the bundle, hexadecimal.
         files: File name to bytes.
         variants: Variant name to file name.
-        metrics: accuracy, macro_f1, loss (fp32 on holdout); accuracy_int8_qdq, accuracy_int8_x86; int8_minus_fp32
-            (worst INT8 variant); parity; latency_<variant>_p50_us and _p99_us; latency_int8_p99_us (fastest INT8
-            variant); size_fp32_bytes, size_int8_bytes (canonical); int8_scales_kept (1 or 0), int8_clipped_share.
+        metrics: accuracy, macro_f1, loss (fp32 on holdout); accuracy_<variant> of every other form;
+            int8_minus_fp32 (worst INT8 form of the release's own network); parity; latency_<variant>_p50_us and
+            _p99_us; latency_int8_p99_us (fastest INT8 form); size_fp32_bytes, size_int8_bytes (canonical),
+            size_forms_bytes (all forms of the release's own network); int8_scales_kept (1 or 0), int8_clipped_share.
+            A variant's name has "_" for "-" and "/".
         evaluations: Variant name to its figures on holdout.
+        left_out: Optional form or rung to why it is not in the bundle.
     """
 
     folder: Path
@@ -85,6 +96,7 @@ class BundleReport:
     variants: dict[str, str]
     metrics: dict[str, float]
     evaluations: dict[str, Evaluation] = field(repr=False)
+    left_out: dict[str, str]
 
 
 def build_bundle(
@@ -99,6 +111,7 @@ def build_bundle(
     parent_edges: bytes | None = None,
     parent_step: TrainStep | None = None,
     parent_quantised: QuantisedGraphs | None = None,
+    ranges: TensorRanges | None = None,
 ) -> BundleReport:
     """Build a bundle.
 
@@ -115,11 +128,13 @@ def build_bundle(
             torch in float64 agrees with it about this network; otherwise, and without one, it is exported.
         parent_quantised: INT8 forms of the parent release. Their scales are kept while that costs no accuracy, so that
             devices get a small delta; ``int8_scales`` of lineage.json says whether they were, and why not.
+        ranges: Activation ranges that devices measured with these parameters, instead of those of ``calibration``.
 
     Raises:
         ParameterError: The state does not fit the task.
         ExportError: The network cannot become an artifact.
-        BundleError: ``folder`` is not empty, or the parent's edges are of another task.
+        BundleError: ``folder`` is not empty, the parent's edges are of another task, or ``ranges`` are of another
+            network or other parameters.
         ValueError: A data set is empty, or the lineage is no JSON.
         TypeError: The lineage holds what JSON does not know.
     """
@@ -127,48 +142,63 @@ def build_bundle(
         raise BundleError(str(folder), "the folder is not empty")
     json.dumps(lineage)  # what is no JSON is refused before the work begins
     graphs = export_inference(task, state, reference.x)
-    scales = choose_scales(quantise(graphs.infer, calibration.x), graphs.infer, parent_quantised, holdout)
-    quantised = scales.graphs
-    lineage = {**lineage, "int8_scales": {"kept": scales.kept, "detail": scales.detail}}
+    calibrated = calibrate(graphs, state, calibration.x, ranges)
+    scales = choose_scales(
+        quantise_with(graphs.infer, calibrated.ranges.ranges), graphs.infer, parent_quantised, holdout
+    )
+    rows = golden_rows(reference)
+    own = make_forms(graphs.infer, scales.graphs, rows, holdout)
+    ladder = build_ladder(task, state, own, rows=rows, training=calibration, holdout=holdout)
+    networks = [own, *ladder.networks]
+    left_out = {**own.refused, **ladder.left_out}
+    lineage = {
+        **lineage,
+        "int8_scales": {"kept": scales.kept, "detail": scales.detail},
+        "calibration": calibrated.lineage(),
+        **({"left_out": left_out} if left_out else {}),
+    }
     lineage_text = json.dumps(lineage, sort_keys=True, indent=2) + "\n"
-    models = {"fp32": graphs.infer, "int8-qdq": quantised.canonical, "int8-x86": quantised.x86}
     step, golden_training = train_step_for(task, state, reference, parent_step)
-    golden = build_golden(models, golden_rows(reference))
+    variants = [variant for network in networks for variant in network.variants()]
     contents: dict[str, bytes] = {
-        INFER: graphs.infer,
-        INT8_QDQ: quantised.canonical,
-        INT8_X86: quantised.x86,
+        **{name: data for network in networks for name, data in network.files().items()},
         EVALUATE: graphs.evaluate,
+        CALIBRATE: calibrated.graph,
         TRAIN_STEP: step.model,
         TRAIN_STEP_SPEC: step.spec.SerializeToString(deterministic=True),
         PARAMETERS: encode_state(state),
-        GOLDEN: golden.SerializeToString(deterministic=True),
         GOLDEN_STEP: golden_training.SerializeToString(deterministic=True),
         DRIFT_EDGES: reference_edges(task, graphs.infer, reference.x, parent_edges),
+        VARIANTS: BundleVariants(variants=variants).SerializeToString(deterministic=True),
         LINEAGE: lineage_text.encode(),
     }
-    evaluations = {name: evaluate_onnx(model, holdout) for name, model in models.items()}
+    evaluations = {
+        variant_name(network.rung, name): evaluation
+        for network in networks
+        for name, evaluation in network.evaluations.items()
+    }
     card = write_model_card(
         task,
         evaluations,
         parameters=sum(array.size for array in state.values()),
-        sizes={name: len(contents[name]) for name in (INFER, INT8_QDQ, INT8_X86, TRAIN_STEP)},
+        sizes={name: len(contents[name]) for name in [*(variant.path for variant in variants), TRAIN_STEP]},
         lineage=lineage,
     )
     contents[MODEL_CARD] = card.encode()
     _write_folder(folder, contents)
-    metrics = _metrics(evaluations, models, holdout) | {
+    metrics = measure_forms(networks, holdout) | {
         "parity": graphs.parity,
         "int8_scales_kept": float(scales.kept),
         "int8_clipped_share": scales.clipped_share,
     }
     return BundleReport(
         folder=folder,
-        digest=bundle_digest(describe_file(folder / name, name) for name in FILES).hex(),
-        files={name: len(contents[name]) for name in FILES},
-        variants={name: file for name, (file, _) in VARIANTS.items()},
+        digest=bundle_digest(describe_file(folder / name, name) for name in contents).hex(),
+        files={name: len(data) for name, data in contents.items()},
+        variants={variant.name: variant.path for variant in variants},
         metrics=metrics,
         evaluations=evaluations,
+        left_out=left_out,
     )
 
 
@@ -176,9 +206,9 @@ def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        for name in FILES:
+        for name, data in contents.items():
             with (partial / name).open("wb") as out:
-                out.write(contents[name])
+                out.write(data)
                 out.flush()
                 os.fsync(out.fileno())
         partial.chmod(0o755)
@@ -188,55 +218,49 @@ def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise
 
 
-def _metrics(evaluations: Mapping[str, Evaluation], models: Mapping[str, bytes], holdout: Dataset) -> dict[str, float]:
-    fp32 = evaluations["fp32"]
-    latencies = {name: measure_latency(model, holdout.x[:1]) for name, model in models.items()}
-    int8 = [name for name in models if name.startswith("int8")]
-    metrics = {
-        "accuracy": fp32.accuracy,
-        "macro_f1": fp32.macro_f1,
-        "loss": fp32.loss,
-        "int8_minus_fp32": min(evaluations[name].accuracy for name in int8) - fp32.accuracy,
-        "latency_int8_p99_us": min(latencies[name].p99_us for name in int8),
-        "size_fp32_bytes": float(len(models["fp32"])),
-        "size_int8_bytes": float(len(models["int8-qdq"])),
-    }
-    for name in models:
-        key = name.replace("-", "_")
-        metrics[f"latency_{key}_p50_us"] = latencies[name].p50_us
-        metrics[f"latency_{key}_p99_us"] = latencies[name].p99_us
-        if name in int8:
-            metrics[f"accuracy_{key}"] = evaluations[name].accuracy
-    return metrics
-
-
 def check_bundle(folder: Path) -> GoldenSet:
-    """Check that a folder is a complete bundle whose variants reproduce their golden outputs.
+    """Check that a folder is a complete bundle whose variants reproduce their golden outputs; returns golden.pb.
 
     Raises:
         BundleError: A file is missing, foreign or broken, or a variant is off.
     """
-    golden = _read_golden(folder)
-    for name, (file, _) in VARIANTS.items():
-        check_golden(golden, name, (folder / file).read_bytes())
-    return golden
+    variants = read_variants(folder)
+    sets = {name: _parse(GoldenSet, folder, name) for name in {GOLDEN, *(v.golden or GOLDEN for v in variants)}}
+    for variant in variants:
+        model = (folder / variant.path).read_bytes()
+        check_golden(sets[variant.golden or GOLDEN], variant.name, model, optimise=False)
+    return sets[GOLDEN]
 
 
-def _read_golden(folder: Path) -> GoldenSet:
+def read_variants(folder: Path) -> list[Variant]:
+    """Forms of a complete bundle, as the manifest lists them.
+
+    Raises:
+        BundleError: A file is missing, foreign or broken.
+    """
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in FILES:
+    if VARIANTS not in names:
+        raise BundleError(VARIANTS, f"missing in {folder}")
+    variants = list(_parse(BundleVariants, folder, VARIANTS).variants)
+    needed = [*FILES, *(name for variant in variants for name in (variant.path, variant.golden) if name)]
+    for name in needed:
         if name not in names:
             raise BundleError(name, f"missing in {folder}")
-    foreign = sorted(names - set(FILES) - {"manifest.pb"})
+    foreign = sorted(names - set(needed) - {"manifest.pb"})
     if foreign:
         raise BundleError(foreign[0], "no bundle has this file")
-    golden = GoldenSet()
+    for name in {GOLDEN, *(variant.golden for variant in variants if variant.golden)}:
+        _parse(GoldenSet, folder, name)
+    return variants
+
+
+def _parse(message_type: type[M], folder: Path, name: str) -> M:
+    message = message_type()
     try:
-        golden.ParseFromString((folder / GOLDEN).read_bytes())
-    except Exception as error:
-        # protobuf's DecodeError has no stable import path across its implementations.
-        raise BundleError(GOLDEN, f"does not parse: {error}") from error
-    return golden
+        message.ParseFromString((folder / name).read_bytes())
+    except DecodeError as error:
+        raise BundleError(name, f"does not parse: {error}") from error
+    return message
 
 
 def describe_release(
@@ -256,8 +280,9 @@ def describe_release(
         BundleError: A file is missing, foreign or broken.
         ValueError: A name or number that no manifest can carry.
     """
-    golden = _read_golden(folder)
-    files = [describe_file(folder / name, name) for name in sorted(FILES)]
+    variants = read_variants(folder)
+    paths = {*FILES, *(name for variant in variants for name in (variant.path, variant.golden) if name)}
+    files = [describe_file(folder / name, name) for name in sorted(paths)]
     by_path = {entry.path: entry for entry in files}
     manifest = ReleaseManifest(
         release_id=release_id,
@@ -265,10 +290,7 @@ def describe_release(
         task=task.name,
         bundle_sha256=bundle_digest(files),
         files=files,
-        variants=[
-            Variant(name=name, path=file, device_classes=classes, golden_tolerance=golden_tolerance(golden, name))
-            for name, (file, classes) in VARIANTS.items()
-        ],
+        variants=variants,
         inputs=[
             TensorSpec(
                 name=INPUT,
@@ -289,6 +311,7 @@ def describe_release(
         parent_release_id=parent,
         scores_output=SCORES,
         features_output=FEATURES,
+        deadline_us=deadline_us(task),
     )
     try:
         return check_manifest(manifest)

@@ -94,11 +94,14 @@ def network_scores(task: Task, state: Mapping[str, Array], x: Float32) -> Float3
     return in_batches(forward, x)
 
 
-def onnx_scores(model: Path | bytes, x: Float32) -> Float32:
-    """Output "scores" of an inference graph on one CPU thread: float32 [N, *input] -> float32 [N, C]."""
+def onnx_scores(model: Path | bytes, x: Float32, *, optimise: bool = True) -> Float32:
+    """Output "scores" of an inference graph on one CPU thread: float32 [N, *input] -> float32 [N, C].
+
+    With ``optimise`` off it is computed as it is written, so that INT8 figures do not depend on this machine's kernels.
+    """
     from skerry_models.runtime import open_session
 
-    session = open_session(model)
+    session = open_session(model, optimise=optimise)
 
     def forward(rows: Float32) -> Float32:
         return session.run(["scores"], {"input": np.ascontiguousarray(rows)})[0].astype(np.float32, copy=False)
@@ -118,12 +121,13 @@ def evaluate_parameters(task: Task, state: Mapping[str, Array], dataset: Dataset
     return evaluate_scores(network_scores(task, state, dataset.x), dataset.y)
 
 
-def evaluate_onnx(model: Path | bytes, dataset: Dataset) -> Evaluation:
+def evaluate_onnx(model: Path | bytes, dataset: Dataset, *, optimise: bool = True) -> Evaluation:
     """Judge an exported inference graph.
 
     Args:
         model: File, or its bytes.
         dataset: At least one row.
+        optimise: Whether onnxruntime may rewrite the graph; see :func:`onnx_scores`.
 
     Raises:
         BundleError: The graph does not load.
@@ -131,4 +135,4 @@ def evaluate_onnx(model: Path | bytes, dataset: Dataset) -> Evaluation:
     """
     if not len(dataset):
         raise ValueError("the data set is empty")
-    return evaluate_scores(onnx_scores(model, dataset.x), dataset.y)
+    return evaluate_scores(onnx_scores(model, dataset.x, optimise=optimise), dataset.y)

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from skerry_models.cache import cache_folder
-from skerry_models.task import Task
+from skerry_models.task import Task, create_device_network
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def entry_name(task: Task, kind: str) -> str | None:
         return None
     digest = hashlib.sha256()
     network = task.create_network(0)
+    trained = [name for name, value in create_device_network(task, 0).named_parameters() if value.requires_grad]
     facts = [
         *(f"{library} {metadata.version(library)}" for library in _LIBRARIES),
         task.name,
@@ -55,6 +56,7 @@ def entry_name(task: Task, kind: str) -> str | None:
         repr(task.default_training.momentum),
         repr(network),
         repr([(name, tuple(value.shape), str(value.dtype)) for name, value in network.state_dict().items()]),
+        repr(trained),
     ]
     for fact in facts:
         digest.update(fact.encode() + b"\0")

@@ -28,7 +28,8 @@ def write_model_card(
         evaluations: Variant name to its figures on holdout.
         parameters: Number of parameters.
         sizes: File name to bytes.
-        lineage: What lineage.json holds; its plain values are listed, and what "privacy" says was spent.
+        lineage: What lineage.json holds; its plain values are listed, what "privacy" says was
+            spent, and where "calibration" comes from.
     """
     fp32 = evaluations["fp32"]
     lines = [
@@ -60,6 +61,9 @@ def write_model_card(
     privacy = lineage.get("privacy")
     if isinstance(privacy, Mapping):
         lines += ["## Differential privacy", "", *_privacy(privacy), ""]
+    calibration = lineage.get("calibration")
+    if isinstance(calibration, Mapping):
+        lines += ["## INT8 calibration", "", _calibration(calibration, lineage.get("int8_scales")), ""]
     lines += [
         "## Limits",
         "",
@@ -68,6 +72,17 @@ def write_model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _calibration(calibration: Mapping[str, object], scales: object) -> str:
+    """Whose rows the ranges of activations come from, and whether they are the ones in use."""
+    rows, devices = calibration.get("rows"), calibration.get("devices")
+    if calibration.get("source") == "devices":
+        told = f"Calibrated on {devices} devices: they told ranges of activations over {rows} rows that stayed there."
+    else:
+        told = f"Calibrated centrally, on {rows} rows."
+    kept = isinstance(scales, Mapping) and bool(scales.get("kept"))
+    return f"{told} In use are the scales of the release before, which still fit." if kept else told
 
 
 def _privacy(spent: Mapping[str, object]) -> list[str]:

@@ -9,17 +9,15 @@ uint8 x int8 products in 16 bits and saturate with 8 (onnxruntime's guide to qua
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
-from skerry_contract.tensors import Array
+from skerry_models.activation_ranges import Ranges, measure_ranges, with_range_outputs, write_calibration_cache
 from skerry_models.canonical_lint import check_canonical
 from skerry_models.errors import ExportError
-from skerry_models.export import INPUT, SCORES
+from skerry_models.export import SCORES
 from skerry_models.joint_graph import quiet_export
 from skerry_models.onnx_graph import ancestors, check_plain, remove_unused, serialise, strip_origin
 from skerry_models.task import Float32
@@ -28,7 +26,6 @@ INT8_QDQ = "infer.int8-qdq.onnx"
 INT8_X86 = "infer.int8-x86.onnx"
 #: Operators that the quantised part starts with.
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_CALIBRATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -44,22 +41,6 @@ class QuantisedGraphs:
     x86: bytes
 
 
-class _Rows:
-    """Calibration batches, in the shape of onnxruntime's ``CalibrationDataReader``."""
-
-    def __init__(self, rows: Float32) -> None:
-        self._batches = self._cut(rows)
-
-    @staticmethod
-    def _cut(rows: Float32) -> Iterator[dict[str, Array]]:
-        for start in range(0, len(rows), _CALIBRATION_BATCH):
-            yield {INPUT: np.ascontiguousarray(rows[start : start + _CALIBRATION_BATCH])}
-
-    def get_next(self) -> dict[str, Array] | None:
-        """Next feed, or None at the end."""
-        return next(self._batches, None)
-
-
 def quantise(infer: bytes, calibration: Float32) -> QuantisedGraphs:
     """Make both INT8 forms.
 
@@ -71,17 +52,45 @@ def quantise(infer: bytes, calibration: Float32) -> QuantisedGraphs:
         ExportError: Nothing to quantise, or the canonical form breaks a rule of its lint.
         ValueError: No calibration rows.
     """
-    if not len(calibration):
-        raise ValueError("calibration needs at least one row")
+    probe = with_range_outputs(infer, calibrated_tensors(infer), INT8_QDQ)
+    return quantise_with(infer, measure_ranges(probe, calibration).ranges)
+
+
+def quantise_with(infer: bytes, ranges: Ranges) -> QuantisedGraphs:
+    """Make both INT8 forms from ranges that somebody measured, devices for example.
+
+    Args:
+        infer: Bytes of infer.onnx.
+        ranges: Of each of :func:`calibrated_tensors`.
+
+    Raises:
+        ExportError: Nothing to quantise, a range is missing, or the canonical form breaks a rule of its lint.
+    """
     model = onnx.load_from_string(infer)
+    missing = [name for name in calibrated_tensors(infer) if name not in ranges]
+    if missing:
+        raise ExportError(INT8_QDQ, f"no range of {', '.join(missing[:5])}")
     excluded = float_nodes(model.graph)
-    if len(excluded) == len(model.graph.node):
-        raise ExportError(INT8_QDQ, f"the path to {SCORES} has none of {', '.join(_HEAVY)}")
     with tempfile.TemporaryDirectory(prefix="skerry-int8-") as folder, quiet_export():
-        canonical, x86 = _quantise_files(model, calibration, excluded, Path(folder))
+        canonical, x86 = _quantise_files(model, ranges, excluded, Path(folder))
     check_canonical(canonical, INT8_QDQ)
     check_plain(x86, INT8_X86)
     return QuantisedGraphs(serialise(canonical), serialise(x86))
+
+
+def calibrated_tensors(infer: bytes) -> list[str]:
+    """Names of the activations whose ranges quantisation needs, in graph order.
+
+    Raises:
+        ExportError: Nothing to quantise.
+    """
+    graph = onnx.load_from_string(infer).graph
+    constants, kept = {tensor.name for tensor in graph.initializer}, set(float_nodes(graph))
+    nodes = [node for node in graph.node if node.name not in kept]
+    if not nodes:
+        raise ExportError(INT8_QDQ, f"the path to {SCORES} has none of {', '.join(_HEAVY)}")
+    names = [name for node in nodes for name in [*node.input, *node.output] if name and name not in constants]
+    return list(dict.fromkeys(names))
 
 
 def float_nodes(graph: onnx.GraphProto) -> list[str]:
@@ -96,12 +105,13 @@ def float_nodes(graph: onnx.GraphProto) -> list[str]:
 
 
 def _quantise_files(
-    model: onnx.ModelProto, calibration: Float32, excluded: list[str], folder: Path
+    model: onnx.ModelProto, ranges: Ranges, excluded: list[str], folder: Path
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     source, cache = folder / "source.onnx", folder / "calibration"
     onnx.save(onnx.shape_inference.infer_shapes(model, strict_mode=True), source)
+    write_calibration_cache(ranges, cache)
     shared = {
         "quant_format": QuantFormat.QDQ,
         "per_channel": True,
@@ -113,12 +123,12 @@ def _quantise_files(
     symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
     results = []
     forms = (
-        ("canonical", _Rows(calibration), {"activation_type": QuantType.QInt8, "extra_options": symmetric}),
-        ("x86", None, {"activation_type": QuantType.QUInt8, "reduce_range": True}),
+        ("canonical", {"activation_type": QuantType.QInt8, "extra_options": symmetric}),
+        ("x86", {"activation_type": QuantType.QUInt8, "reduce_range": True}),
     )
-    for name, reader, settings in forms:
+    for name, settings in forms:
         target = folder / f"{name}.onnx"
-        quantize_static(str(source), str(target), reader, **shared, **settings)
+        quantize_static(str(source), str(target), None, **shared, **settings)
         quantised = onnx.load(target)
         drop_needless_pairs(quantised.graph)
         strip_origin(quantised)

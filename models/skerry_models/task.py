@@ -215,6 +215,39 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainsPartly(Protocol):
+    """What a task provides whose devices train a part of the network only."""
+
+    def create_device_network(self, seed: int) -> torch.nn.Module:
+        """As ``create_network``, with the same state, but only what devices train requires a gradient."""
+        ...
+
+
+@runtime_checkable
+class TrainsOnViews(Protocol):
+    """What a task provides whose network is trained centrally on other rows than it serves, parts of images say."""
+
+    def training_rows(self, rows: Dataset, progress: float) -> Dataset:
+        """Labelled rows for one pass of a central training, made from ``rows``; of any shape that the network takes.
+
+        Args:
+            rows: Raw rows.
+            progress: Share of the passes that are done, 0 to less than 1.
+        """
+        ...
+
+
+def create_device_network(task: Task, seed: int) -> torch.nn.Module:
+    """Network as devices train it; most train all of it."""
+    return task.create_device_network(seed) if isinstance(task, TrainsPartly) else task.create_network(seed)
+
+
+def training_rows(task: Task, rows: Dataset, progress: float) -> Dataset:
+    """What one pass of a central training learns from; most learn from the rows themselves, which are not copied."""
+    return task.training_rows(rows, progress) if isinstance(task, TrainsOnViews) else rows
+
+
 def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
 

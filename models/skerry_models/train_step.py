@@ -38,9 +38,9 @@ from skerry_models.onnx_graph import (
     serialise,
     strip_origin,
 )
-from skerry_models.parameters import State, create_loaded, from_network
+from skerry_models.parameters import State, from_network, load_into
 from skerry_models.runtime import open_session
-from skerry_models.task import Dataset, Task
+from skerry_models.task import Dataset, Task, create_device_network
 
 Float64 = npt.NDArray[np.float64]
 
@@ -49,8 +49,9 @@ LABEL_INPUT = "y"
 LEARNING_RATE_INPUT = "lr"
 PROXIMAL_INPUT = "mu"
 LOSS_OUTPUT = "loss"
-#: Rows, step size and proximal weight of the golden step.
+#: Most rows of the golden step, and bytes that they may take when there are more than two; step size, proximal weight.
 _GOLDEN_ROWS = 8
+_GOLDEN_BYTES = 2 << 20
 _GOLDEN_RATE = 0.05
 _GOLDEN_MU = 0.1
 
@@ -75,7 +76,7 @@ def export_train_step(task: Task, batch: int = 8) -> tuple[bytes, TrainStepSpec]
 @lru_cache(maxsize=8)
 def _exported(task: Task, batch: int) -> tuple[bytes, bytes]:
     """Export takes seconds and depends on nothing but the task: once per process is enough."""
-    network, momentum = task.create_network(0), task.default_training.momentum
+    network, momentum = create_device_network(task, 0), task.default_training.momentum
     model, spec = export_network_step(network, task.input.shape, len(task.classes), momentum, batch=batch)
     return model, spec.SerializeToString(deterministic=True)
 
@@ -214,13 +215,14 @@ def golden_step(task: Task, state: Mapping[str, Array], step: bytes, spec: Train
         state: Parameters to start from.
         step: The exported graph.
         spec: Its description.
-        rows: At least one raw row; the first eight are used.
+        rows: At least one raw row; the first eight are used, or fewer large ones.
 
     Raises:
         ExportError: onnxruntime and torch disagree about the step.
         ParameterError: The state does not fit.
     """
-    chosen = rows.take(np.arange(min(_GOLDEN_ROWS, len(rows))))
+    fitting = max(2, min(_GOLDEN_ROWS, _GOLDEN_BYTES // max(1, rows.x[:1].nbytes)))
+    chosen = rows.take(np.arange(min(fitting, len(rows))))
     feed = _golden_feed(state, spec, chosen)
     names = [LOSS_OUTPUT, *(n for p in spec.parameters for n in (p.new_output, p.new_velocity_output) if n)]
     results = dict(zip(names, open_session(step).run(names, feed), strict=True))
@@ -263,7 +265,9 @@ def _torch_step(
     task: Task, state: Mapping[str, Array], spec: TrainStepSpec, feed: Mapping[str, Array]
 ) -> dict[str, Float64]:
     """The same step by torch's autograd in float64, by graph output name."""
-    network = create_loaded(task, state).double().train()
+    network = create_device_network(task, 0)
+    load_into(network, state)
+    network = network.double().train()
     x = torch.from_numpy(np.array(feed[spec.data_input], dtype=np.float64))
     loss = functional.cross_entropy(network(x), torch.from_numpy(np.array(feed[spec.label_input])))
     loss.backward()

@@ -11,7 +11,7 @@ import pytest
 from skerry_contract.manifest import bundle_digest, check_manifest, describe_folder, parse_manifest
 from skerry_contract.tensors import Array, decode_bundle
 from skerry_contract.v1.release_pb2 import GoldenStep, TrainStepSpec
-from skerry_models.bundle import FILES, VARIANTS, BundleReport, build_bundle, check_bundle, describe_release
+from skerry_models.bundle import FILES, BundleReport, build_bundle, check_bundle, describe_release
 from skerry_models.canonical_lint import lint_canonical
 from skerry_models.errors import BundleError, ParameterError
 from skerry_models.evaluation import evaluate_onnx, network_scores, onnx_scores
@@ -65,7 +65,10 @@ def test_bundle_is_complete_and_proves_itself(built: Built) -> None:
     assert report.files == {path.name: path.stat().st_size for path in report.folder.iterdir()}
     check_bundle(report.folder)
     scales = {"kept": False, "detail": "no earlier release"}
-    assert json.loads((report.folder / "lineage.json").read_text()) == {**LINEAGE, "int8_scales": scales}
+    lineage = json.loads((report.folder / "lineage.json").read_text())
+    assert lineage.pop("left_out") == report.left_out
+    assert lineage.pop("calibration") == {"source": "central", "rows": 250, "devices": 1}
+    assert lineage == {**LINEAGE, "int8_scales": scales}
     assert report.metrics["int8_scales_kept"] == report.metrics["int8_clipped_share"] == 0
     card = (report.folder / "model_card.md").read_text()
     assert f"{report.metrics['accuracy']:.4f}" in card
@@ -97,7 +100,7 @@ def test_evaluation_graph_requires_every_parameter(built: Built) -> None:
 def test_every_variant_has_one_input_and_two_outputs(built: Built) -> None:
     x = TASK.source("unseen").x[:5]
     reference = open_session(built.report.folder / "infer.onnx").run(["features"], {"input": x})[0]
-    for file, _ in VARIANTS.values():
+    for file in built.report.variants.values():
         model = onnx.load(built.report.folder / file)
         assert [value.name for value in model.graph.input] == ["input"]
         assert [value.name for value in model.graph.output] == ["scores", "features"]
@@ -142,7 +145,7 @@ def test_a_later_release_keeps_the_edges_of_its_parent(built: Built, tmp_path: P
 
 @pytest.mark.parametrize("file", ["infer.onnx", "infer.int8-qdq.onnx", "infer.int8-x86.onnx"])
 def test_golden_outputs_find_a_corrupted_model(built: Built, file: str) -> None:
-    variant = next(name for name, (path, _) in VARIANTS.items() if path == file)
+    variant = next(name for name, path in built.report.variants.items() if path == file)
     golden = check_bundle(built.report.folder)
     model = onnx.load(built.report.folder / file)
     tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
