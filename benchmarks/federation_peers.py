@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from skerry_server.fleet.authority import CertificateAuthority, utc_now
+
 STARTUP_S = 120.0
 #: Bytes of one message of the bare stream.
 CHUNK = 1 << 20
@@ -178,8 +180,8 @@ def stock(folder: Path, size: int, rounds: int, nodes: int) -> list[float]:
 class StreamServer:
     """The bare stream: hands a model to nodes in pieces and adds what they send back as it arrives."""
 
-    def __init__(self, size: int, nodes: int) -> None:
-        """Listen on a port of loopback."""
+    def __init__(self, size: int, nodes: int, identity: tuple[bytes, bytes] | None = None) -> None:
+        """Listen on a port of loopback; ``identity``: key and certificate (PEM), with TLS."""
         import grpc
 
         self._nodes = nodes
@@ -199,7 +201,10 @@ class StreamServer:
                 ),
             )
         )
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        if identity is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([identity]))
         self._server.start()
 
     def round(self) -> None:
@@ -239,11 +244,16 @@ class StreamServer:
         return b""
 
 
-def stream_node(port: int) -> None:
-    """A node of the bare stream: ``federation.py --stream-node PORT``."""
+def stream_node(port: int, authority: Path | None = None) -> None:
+    """A node of the bare stream: ``federation.py --stream-node PORT [AUTHORITY]``; with an authority it speaks TLS."""
     import grpc
 
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    address = f"127.0.0.1:{port}"
+    with (
+        grpc.insecure_channel(address)
+        if authority is None
+        else grpc.secure_channel(address, grpc.ssl_channel_credentials(authority.read_bytes()))
+    ) as channel:
         pull, push = channel.unary_stream("/bench/Pull"), channel.stream_unary("/bench/Push")
         for number in itertools.count(1):
             try:
@@ -254,14 +264,20 @@ def stream_node(port: int) -> None:
                 return
 
 
-def stream(folder: Path, size: int, rounds: int, nodes: int, *, program_file: str) -> list[float]:
+def stream(folder: Path, size: int, rounds: int, nodes: int, *, program_file: str, tls: bool = False) -> list[float]:
     """Seconds of each round after the first of the bare stream, the training of the nodes included."""
-    server = StreamServer(size, nodes)
+    identity, trusted = None, []
+    if tls:
+        authority = CertificateAuthority.create(now=utc_now())
+        authority.save(folder / "pki")
+        issued = authority.issue_server(["127.0.0.1"], now=utc_now())
+        identity, trusted = (issued.key_pem, issued.certificate_pem), [str(folder / "pki" / "ca.pem")]
+    server = StreamServer(size, nodes, identity)
     seconds: list[float] = []
     with ExitStack() as stack:
         stack.callback(server.close)
         for number in range(nodes):
-            command = [sys.executable, program_file, "--stream-node", str(server.port)]
+            command = [sys.executable, program_file, "--stream-node", str(server.port), *trusted]
             stack.enter_context(running(command, folder / f"stream-{number}.log", folder))
         for number in range(1, rounds + 2):
             started = time.perf_counter()

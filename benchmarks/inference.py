@@ -1,13 +1,16 @@
-"""What the engine and its doors cost over the bare runtime, on this machine.
+"""What the engine and its doors cost over the bare runtime, on this machine, beside other servers.
 
-``python benchmarks/inference.py [--json FILE] [--rounds N]``
+``python benchmarks/inference.py [--json FILE] [--rounds N] [--peers] [--swaps N]``
 
 Every contender answers the same requests in turns (interleaved), so that a busy machine hurts all alike. Contenders:
 
 - ``session.run``: onnxruntime alone, with the engine's session settings: the limit;
-- the engine in process; the gRPC and the HTTP door of a real serving process; tritonclient on the gRPC door;
-- a bare gRPC server and a bare ASGI application in processes of their own that send the answer's bytes back: what the
-  protocols cost by themselves.
+- the engine in process; the shared-memory, gRPC and HTTP doors of a real serving process; tritonclient on gRPC;
+- bare servers in processes of their own that send the answer's bytes back, over shared memory, gRPC and ASGI: what the
+  ways in cost by themselves, without a model;
+- with ``--peers``: other model servers with the same ONNX file (see ``inference_peers.py``).
+
+Then hot swaps under load (see ``inference_swaps.py``), and what counting for drift costs.
 
 Correctness first: before anything is timed, every contender's scores must equal those of ``session.run``.
 """
@@ -15,19 +18,15 @@ Correctness first: before anything is timed, every contender's scores must equal
 from __future__ import annotations
 
 import argparse
-import hashlib
-import http.client
 import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,45 +35,40 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import grpc
 import numpy as np
-import numpy.typing as npt
-import onnx
 import onnxruntime
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from onnx import TensorProto, helper, numpy_helper
 
+from inference_peers import PEERS, Peer, PeerMissing
+from inference_rig import (
+    CLASSES,
+    FEATURES,
+    Call,
+    Network,
+    cnn,
+    echo,
+    edges_of,
+    grpc_call,
+    http_call,
+    install,
+    json_call,
+    large,
+    memory_echo_call,
+    resident_mb,
+    serving,
+    session_of,
+    triton_call,
+)
+from inference_swaps import swap_under_load
 from skerry_agent import Engine
-from skerry_agent.config import AgentLayout
+from skerry_agent.client import SharedMemoryClient
 from skerry_agent.drift.accumulator import DriftAccumulator, WindowLimits, WindowNumbers
-from skerry_agent.update.slots import MANIFEST, Pointer, slot_folder, write_pointer
-from skerry_contract.histogram import build_edges
-from skerry_contract.manifest import bundle_digest, describe_folder
-from skerry_contract.oip import open_inference_pb2 as oip
-from skerry_contract.signing import RELEASE, Ed25519Signer
-from skerry_contract.tensors import encode_tensor
-from skerry_contract.v1.common_pb2 import TensorSpec
-from skerry_contract.v1.release_pb2 import GoldenOutputs, GoldenSet, ReleaseManifest, Variant
-from skerry_contract.v1.telemetry_pb2 import DriftReport, HistogramEdges, UplinkMessage
+from skerry_contract.v1.telemetry_pb2 import DriftReport, UplinkMessage
 
-Floats = npt.NDArray[np.float32]
-FEATURES = 10
-CLASSES = tuple(f"class-{index}" for index in range(6))
 WARM_UP = 50
 PER_TURN = 50
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network to serve.
-
-    Attributes:
-        name: In the table.
-        shape: Of one input row.
-        onnx: The graph: scores [B, 6] and features [B, 10].
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    onnx: bytes
+#: Larger inputs are not sent as JSON: a request would take a second, and the others wait (bytes).
+JSON_BYTES = 64 << 10
+#: Most microseconds over ``session.run`` through the shared-memory door, by network.
+MEMORY_GOALS = {"1-D CNN 4.6 kB": 60, "3x224x224 602 kB": 120}
 
 
 @dataclass
@@ -93,18 +87,20 @@ class Row:
 
 def main() -> None:
     """Run, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--rounds", type=int, default=20, help="turns of 50 requests per contender")
-    parser.add_argument("--echo", choices=("grpc", "http"), help=argparse.SUPPRESS)
+    parser.add_argument("--peers", action="store_true", help="beside other model servers")
+    parser.add_argument("--swaps", type=int, default=1000, help="hot swaps under load; 0: none")
     arguments = parser.parse_args()
-    if arguments.echo:
-        _serve_echo(arguments.echo)
-        return
     rows: list[Row] = []
+    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="skerry-bench-") as folder:
-        for index, network in enumerate((_cnn(), _large())):
-            rows += _bench_network(network, Path(folder) / str(index), arguments.rounds)
+        for index, network in enumerate((cnn(), large())):
+            peers = arguments.peers and index == 0
+            rows += _bench_network(network, Path(folder) / str(index), arguments.rounds, skipped if peers else None)
+        if arguments.swaps:
+            rows += _bench_swaps(Path(folder) / "swaps", arguments.swaps)
     rows += _bench_drift()
     result = {
         "name": "inference",
@@ -116,39 +112,61 @@ def main() -> None:
         },
         "load": os.getloadavg()[0],
         "rows": [row.__dict__ for row in rows],
+        "skipped": skipped,
     }
     _print_table(result, rows)
+    for name, reason in skipped.items():
+        print(f"not run: {name}: {reason}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _bench_network(network: Network, root: Path, rounds: int) -> list[Row]:
-    layout = _install(network, root)
+def _bench_network(network: Network, root: Path, rounds: int, skipped: dict[str, str] | None) -> list[Row]:
+    """All contenders on one network; peers too if there is a place for those that cannot be run."""
+    layout = install(network, root)
     x = np.random.default_rng(0).normal(size=(1, *network.shape)).astype(np.float32)
-    session = _session(network)
+    session = session_of(network)
     with ExitStack() as stack:
         engine = stack.enter_context(Engine.open(root / "in-process"))
-        doors = stack.enter_context(_child([sys.executable, "-m", "skerry_agent.serving", str(layout.root)], layout))
+        command = [sys.executable, "-m", "skerry_agent.serving", str(layout.root)]
+        doors = stack.enter_context(serving(command, layout))
+        memory = stack.enter_context(SharedMemoryClient.connect(layout.root))
         ports = json.loads(layout.serving_file.read_text())
-        grpc_echo = stack.enter_context(_echo("grpc"))
-        http_echo = stack.enter_context(_echo("http"))
-        contenders: dict[str, Callable[[], Floats | None]] = {
+        contenders: dict[str, Call] = {
             "session.run": lambda: session.run(["scores", "features"], {"input": x})[0],
             "engine": lambda: engine.infer(x).scores,
-            "gRPC door": _grpc_call(ports["grpc_port"], "ModelInfer", x),
-            "gRPC echo": _grpc_call(grpc_echo, "Echo", x),
-            "HTTP door": _http_call(ports["http_port"], x),
-            "HTTP echo": _http_call(http_echo, x, echo=True),
-            "tritonclient gRPC": _triton_call(ports["grpc_port"], x),
+            "shared memory": lambda: memory.infer(x).scores,
+            "memory echo": memory_echo_call(stack.enter_context(echo("memory")), x),
+            "gRPC door": grpc_call(ports["grpc_port"], "ModelInfer", x),
+            "gRPC echo": grpc_call(stack.enter_context(echo("grpc")), "Echo", x),
+            "HTTP door": http_call(ports["http_port"], x),
+            "HTTP echo": http_call(stack.enter_context(echo("http")), x, echo=True),
+            "tritonclient gRPC": triton_call(ports["grpc_port"], x),
         }
-        wanted: Floats = session.run(["scores"], {"input": x})[0]
+        if x.nbytes < JSON_BYTES:
+            contenders["HTTP door, JSON"] = json_call(ports["http_port"], x)
+        peers = [] if skipped is None else _open_peers(stack, network, x, root, skipped)
+        contenders |= {peer.name: peer.call for peer in peers}
+        wanted = session.run(["scores"], {"input": x})[0]
         for name, call in contenders.items():
             got = call()
-            if got is not None and not np.allclose(got, wanted, atol=1e-5):
+            if got is not None and not np.allclose(got, wanted, atol=1e-4):
                 raise SystemExit(f"{network.name}: {name} gives other scores than session.run")
         times = _interleave(contenders, rounds)
-        rss = _resident(doors.pid)
-    return _network_rows(network.name, times, rss)
+        rss = resident_mb(doors.pid)
+    return _network_rows(network.name, times, rss) + _peer_rows(network.name, times, peers)
+
+
+def _open_peers(stack: ExitStack, network: Network, x: Any, root: Path, skipped: dict[str, str]) -> list[Peer]:
+    peers: list[Peer] = []
+    for name, open_peer in PEERS.items():
+        folder = root / name
+        folder.mkdir()
+        try:
+            peers += stack.enter_context(open_peer(network, x, folder))
+        except PeerMissing as error:
+            skipped[name] = str(error)
+    return peers
 
 
 def _network_rows(network: str, times: dict[str, list[list[float]]], rss: float) -> list[Row]:
@@ -162,28 +180,66 @@ def _network_rows(network: str, times: dict[str, list[list[float]]], rss: float)
     }
     spread = {name: float(np.ptp(_percentiles(turns, 50))) for name, turns in times.items()}
 
-    def row(what: str, name: str, goal: str, holds: bool | None, *limits: str) -> Row:
+    def row(what: str, name: str, goal: float | None, *limits: str) -> Row:
         beside = {limit: p50[limit] for limit in limits}
         details = {"over session.run": over[name], "p99": p99[name], "spread of p50": spread[name]}
-        return Row(f"{network}: {what}", "us p50", p50[name], beside, p50[name] / run, goal, holds, details)
+        text = "none" if goal is None else f"<= {goal} us over session.run"
+        holds = None if goal is None else over[name] <= goal
+        return Row(f"{network}: {what}", "us p50", p50[name], beside, p50[name] / run, text, holds, details)
 
+    rows = [
+        row("engine in process", "engine", 5, "session.run"),
+        row("shared-memory door", "shared memory", MEMORY_GOALS[network], "session.run", "memory echo"),
+        row("gRPC door", "gRPC door", 500, "session.run", "gRPC echo"),
+        row("HTTP door, binary", "HTTP door", None, "session.run", "HTTP echo"),
+        row("tritonclient, gRPC door", "tritonclient gRPC", None, "session.run", "gRPC echo"),
+    ]
+    if "HTTP door, JSON" in times:
+        rows.append(row("HTTP door, JSON", "HTTP door, JSON", None, "session.run"))
+    if "CNN" in network:
+        ratio = p50["engine"] / run
+        what = f"{network}: engine in process, as a ratio"
+        rows.insert(1, Row(what, "us p50", p50["engine"], {"session.run": run}, ratio, "<= 1.10x", ratio <= 1.10))
+    # Control is not started here, so this row can only show that the budget is missed, not that it is kept.
+    holds = False if rss > 150 else None
+    rows.append(Row(f"{network}: serving process alone", "MB RSS", rss, {}, None, "<= 150 with control", holds))
+    return rows
+
+
+def _peer_rows(network: str, times: dict[str, list[list[float]]], peers: list[Peer]) -> list[Row]:
+    """Each peer beside our HTTP door in the same form: the same client, the same protocol."""
+    rows = []
+    for peer in peers:
+        ours = times["HTTP door, JSON" if peer.form == "JSON" else "HTTP door"]
+        for percentile in (50, 99):
+            mine, theirs = (
+                float(np.percentile(np.concatenate(turns), percentile)) for turns in (ours, times[peer.name])
+            )
+            what = f"{network}: HTTP door, {peer.form}, beside {peer.name}"
+            rows.append(
+                Row(
+                    what, f"us p{percentile}", mine, {peer.name: theirs}, mine / theirs, "below the peer", mine < theirs
+                )
+            )
+    return rows
+
+
+def _bench_swaps(root: Path, swaps: int) -> list[Row]:
+    result = swap_under_load(root, swaps)
+    details = {"requests": result.requests, "p99 us": result.p99_us, "median swap ms": result.swap_ms}
+    growth = result.end_mb - result.warm_mb
     return [
-        row("engine in process", "engine", "<= 5 us over session.run", over["engine"] <= 5, "session.run"),
-        row(
-            "gRPC door", "gRPC door", "<= 500 us over session.run", over["gRPC door"] <= 500, "session.run", "gRPC echo"
-        ),
-        row("HTTP door, binary", "HTTP door", "none", None, "session.run", "HTTP echo"),
-        row("tritonclient, gRPC door", "tritonclient gRPC", "none", None, "session.run", "gRPC echo"),
-        # Control is not started here, so this row can only show that the budget is missed, not that it is kept.
+        Row(f"{swaps} hot swaps under load", "failed", result.failed, {}, None, "0", result.failed == 0, details),
         Row(
-            f"{network}: serving process alone",
-            "MB RSS",
-            rss,
-            {},
-            None,
-            "<= 150 with control",
-            False if rss > 150 else None,
+            f"{swaps} hot swaps: memory after warm-up",
+            "MB gained",
+            growth,
+            {"after warm-up": result.warm_mb},
+            result.end_mb / result.warm_mb,
+            "<= 1.02 x",
+            result.end_mb <= 1.02 * result.warm_mb,
         ),
+        Row(f"{swaps} hot swaps: worst request", "us", result.worst_us, {}, None, "none", None),
     ]
 
 
@@ -193,7 +249,7 @@ def _bench_drift() -> list[Row]:
     reports: list[DriftReport] = []
     accumulator = DriftAccumulator(
         release_id="release-0123456789ab",
-        edges=_edges(rng.normal(size=(5000, FEATURES))),
+        edges=edges_of(rng.normal(size=(5000, FEATURES))),
         edges_sha256=bytes(32),
         limits=WindowLimits(1000, 3600.0),
         numbers=WindowNumbers("0123456789abcdef"),
@@ -271,247 +327,6 @@ def _print_table(result: dict[str, Any], rows: list[Row]) -> None:
         extra = {**row.beside, **row.details}
         beside = ", ".join(f"{name} {value:.1f}" for name, value in extra.items())
         print(f"{row.what:52} {row.ours:9.1f} {row.unit:7} {ratio:>6}  {row.goal:32} {holds:5}  {beside}")
-
-
-def _session(network: Network) -> Any:
-    options: Any = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(network.onnx, sess_options=options, providers=["CPUExecutionProvider"])
-
-
-def _grpc_call(port: int, method: str, x: Floats) -> Callable[[], Floats | None]:
-    request = oip.ModelInferRequest(model_name="bench", raw_input_contents=[x.tobytes()])
-    request.inputs.add(name="input", datatype="FP32", shape=x.shape)
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-    stub = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
-
-    def call() -> Floats | None:
-        reply = stub(request.SerializeToString(), timeout=20)
-        if method == "Echo":
-            return None
-        return np.frombuffer(oip.ModelInferResponse.FromString(reply).raw_output_contents[0], dtype=np.float32)[None]
-
-    return call
-
-
-def _http_call(port: int, x: Floats, *, echo: bool = False) -> Callable[[], Floats | None]:
-    entry = {"name": "input", "datatype": "FP32", "shape": x.shape, "parameters": {"binary_data_size": x.nbytes}}
-    header = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    headers = {"Inference-Header-Content-Length": str(len(header))}
-    body = header + x.tobytes()
-
-    def call() -> Floats | None:
-        connection.request("POST", "/v2/models/bench/infer", body, headers)
-        response = connection.getresponse()
-        data = response.read()
-        if echo:
-            return None
-        start = int(response.headers["Inference-Header-Content-Length"])
-        return np.frombuffer(data[start : start + 4 * len(CLASSES)], dtype=np.float32)[None]
-
-    return call
-
-
-def _triton_call(port: int, x: Floats) -> Callable[[], Floats | None]:
-    import tritonclient.grpc
-
-    client: Any = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}")
-    tensor: Any = tritonclient.grpc.InferInput("input", list(x.shape), "FP32")
-
-    def call() -> Floats | None:
-        tensor.set_data_from_numpy(x)
-        scores: Floats = client.infer("bench", [tensor]).as_numpy("scores")
-        return scores
-
-    return call
-
-
-@contextmanager
-def _child(command: list[str], layout: AgentLayout) -> Iterator[subprocess.Popen[bytes]]:
-    """A serving process whose doors are open."""
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not layout.serving_file.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit("the serving process did not start")
-                time.sleep(0.02)
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-
-
-@contextmanager
-def _echo(kind: str) -> Iterator[int]:
-    """A bare server; gives its port."""
-    command = [sys.executable, __file__, "--echo", kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
-
-
-def _serve_echo(kind: str) -> None:
-    answer = bytes(150)
-    if kind == "grpc":
-        from concurrent.futures import ThreadPoolExecutor
-
-        server: Any = grpc.server(ThreadPoolExecutor(1))
-        handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
-        service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"Echo": handler})
-        server.add_generic_rpc_handlers((service,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        print(port, flush=True)
-        server.wait_for_termination()
-        return
-    import socket
-
-    import uvicorn
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        while (await receive()).get("more_body"):
-            pass
-        headers = [(b"content-length", str(len(answer)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
-    server.run(sockets=[listener])
-
-
-def _resident(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def _cnn() -> Network:
-    """The 1-D CNN of the notes: 9 channels of 128 samples, 4.6 kB."""
-    rng = np.random.default_rng(0)
-
-    def weight(name: str, *shape: int) -> TensorProto:
-        return numpy_helper.from_array((rng.normal(size=shape) / np.sqrt(shape[-1] * 8)).astype(np.float32), name)
-
-    nodes = [
-        helper.make_node("Conv", ["input", "w1", "b1"], ["c1"], kernel_shape=[5], pads=[2, 2]),
-        helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2], strides=[2]),
-        helper.make_node("Conv", ["p1", "w2", "b2"], ["c2"], kernel_shape=[5], pads=[2, 2]),
-        helper.make_node("Relu", ["c2"], ["r2"]),
-        helper.make_node("GlobalAveragePool", ["r2"], ["g"]),
-        helper.make_node("Flatten", ["g"], ["flat"]),
-    ]
-    weights = [weight("w1", 32, 9, 5), weight("b1", 32), weight("w2", 64, 32, 5), weight("b2", 64)]
-    return _network("1-D CNN 4.6 kB", (9, 128), nodes, [*weights, weight("w", 64, 6)], 9)
-
-
-def _large() -> Network:
-    """A large input with almost no arithmetic: 602 kB, so that moving it is what is measured."""
-    nodes = [
-        helper.make_node("AveragePool", ["input"], ["a"], kernel_shape=[32, 32], strides=[32, 32]),
-        helper.make_node("GlobalAveragePool", ["a"], ["g"]),
-        helper.make_node("Flatten", ["g"], ["flat"]),
-    ]
-    w = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
-    return _network("3x224x224 602 kB", (3, 224, 224), nodes, [numpy_helper.from_array(w, "w")], 3)
-
-
-def _network(name: str, shape: tuple[int, ...], nodes: list[Any], weights: list[Any], channels: int) -> Network:
-    spread = np.random.default_rng(1).normal(size=(channels, FEATURES)).astype(np.float32)
-    axes = np.arange(2, len(shape) + 1, dtype=np.int64)
-    nodes = [
-        *nodes,
-        helper.make_node("MatMul", ["flat", "w"], ["scores"]),
-        helper.make_node("ReduceMean", ["input", "axes"], ["means"], keepdims=0),
-        helper.make_node("MatMul", ["means", "spread"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "bench",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *shape])],
-        [
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", len(CLASSES)]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", FEATURES]),
-        ],
-        [*weights, numpy_helper.from_array(spread, "spread"), numpy_helper.from_array(axes, "axes")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model)
-    return Network(name, shape, model.SerializeToString())
-
-
-def _edges(features: npt.NDArray[np.float64]) -> HistogramEdges:
-    return build_edges(
-        {f"feature-{index}": features[:, index] for index in range(FEATURES)},
-        cells=30,
-        classes=CLASSES,
-        confidence_edges=np.linspace(0.1, 0.95, 18).tolist(),
-        latency_edges=np.geomspace(10, 1e6, 21).tolist(),
-        predictions=np.full(len(CLASSES), 10),
-    )
-
-
-def _install(network: Network, root: Path) -> AgentLayout:
-    """Two enrolled devices with the network as their release; gives the one for the serving process."""
-    signer = Ed25519Signer(Ed25519PrivateKey.generate())
-    layouts = [AgentLayout(root / name) for name in ("served", "in-process")]
-    session = _session(network)
-    x = np.random.default_rng(3).normal(size=(4, *network.shape)).astype(np.float32)
-    for layout in layouts:
-        folder = slot_folder(layout, "a")
-        folder.mkdir(parents=True)
-        scores, features = session.run(["scores", "features"], {"input": x})
-        golden = GoldenSet(
-            inputs=[encode_tensor("input", x)],
-            outputs=[
-                GoldenOutputs(
-                    variant="fp32", tensors=[encode_tensor("scores", scores), encode_tensor("features", features)]
-                )
-            ],
-        )
-        edges = _edges(np.random.default_rng(4).normal(size=(500, FEATURES))).SerializeToString()
-        (folder / "infer.onnx").write_bytes(network.onnx)
-        (folder / "golden.pb").write_bytes(golden.SerializeToString())
-        (folder / "drift_edges.pb").write_bytes(edges)
-        manifest = ReleaseManifest(
-            release_id="bench-1",
-            sequence=1,
-            task="bench",
-            files=list(describe_folder(folder)),
-            variants=[Variant(name="fp32", path="infer.onnx", golden_tolerance=1e-4)],
-            inputs=[TensorSpec(name="input", dtype="float32", shape=(-1, *network.shape), minimum=-1e3, maximum=1e3)],
-            outputs=[
-                TensorSpec(name="scores", dtype="float32", shape=(-1, len(CLASSES)), labels=CLASSES),
-                TensorSpec(name="features", dtype="float32", shape=(-1, FEATURES)),
-            ],
-            edges_sha256=hashlib.sha256(edges).digest(),
-            scores_output="scores",
-            features_output="features",
-        )
-        manifest.bundle_sha256 = bundle_digest(manifest.files)
-        envelope = signer.sign(RELEASE, manifest.SerializeToString())
-        (folder / MANIFEST).write_bytes(envelope.SerializeToString())
-        write_pointer(layout, Pointer("a", "bench-1", committed=True))
-        config = {
-            "device_id": "bench",
-            "broker_host": "127.0.0.1",
-            "broker_port": 1,
-            "broker_data_port": 1,
-            "device_api": "https://127.0.0.1:1",
-            "superlink_address": "127.0.0.1:1",
-            "release_keys": [signer.public_key.hex()],
-        }
-        layout.config.write_text(json.dumps(config))
-    return layouts[0]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 #: Files of this folder that are not benchmarks.
-SUPPORT = {"broker_rig", "federation_peers", "learning_tasks", "receivers", "run"}
+SUPPORT = {
+    "broker_rig",
+    "busy_device",
+    "federation_peers",
+    "inference_peers",
+    "inference_rig",
+    "inference_swaps",
+    "learning_tasks",
+    "receivers",
+    "run",
+}
 
 
 def names() -> list[str]:
