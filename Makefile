@@ -26,7 +26,8 @@ install: $(STAMP) ## Make the virtual environment and install system packages th
 $(STAMP): pyproject.toml constraints.txt scripts/install-system-packages.sh
 	scripts/install-system-packages.sh mosquitto
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@# Forty thousand files: Python compiles the few that are used when they are imported.
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
 demo: install ## Run the whole loop on this machine: control plane, devices, federated rounds, drift, recovery
@@ -51,7 +52,7 @@ soak: install ## The long runs: eight phones, kills in every phase, the package 
 	SKERRY_DEMO_DEVICES=8 SKERRY_DEMO_ROUNDS=0 $(BIN)/pytest -m "soak or demo"
 
 fuzz: install ## Fuzz every parser of bytes from the wire with atheris: make fuzz [NAME=tensors] [TIME=60, seconds each]
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	set -e; for target in $(or $(NAME),$$($(BIN)/python tests/fuzz/run.py --list 2>/dev/null)); do \
 		echo "== $$target"; $(BIN)/python tests/fuzz/run.py $$target $(TIME); \
 	done
