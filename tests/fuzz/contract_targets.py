@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from fuzz.target import Target
-from skerry_contract import bitmap, delta, delta_writer, histogram, manifest, tensors, topics
-from skerry_contract.campaign import EvaluateInstruction, EvaluateReply, TrainInstruction, TrainReply
+from skerry_contract import bitmap, delta, delta_writer, histogram, lane, manifest, tensors, topics
+from skerry_contract.campaign import (
+    INLINE_BYTES,
+    EvaluateInstruction,
+    EvaluateReply,
+    Scalar,
+    TrainInstruction,
+    TrainReply,
+)
 from skerry_contract.errors import ContractError, WireError
 from skerry_contract.secagg_roster import Entry, Roster, certificate_der, check_entry, load_authority, sign_keys
 from skerry_contract.secure_aggregation import (
@@ -149,6 +156,28 @@ def _updates() -> tuple[bytes, ...]:
     return tuple(seeds)
 
 
+def _lane(data: bytes) -> None:
+    """A frame: what names its blobs and what reads it agree, and what was read travels on unchanged."""
+    named = lane.named_blobs(data)
+    read: set[str] = set()
+
+    def blob(sha256: str, size: int) -> bytes:
+        read.add(sha256)
+        return b""
+
+    fields = lane.unpack_fields(data, read=blob)
+    if read != named.keys():
+        raise AssertionError(f"{sorted(named)} are named, {sorted(read)} are read")
+    again, blobs = lane.pack_fields(fields)
+    if blobs or repr(lane.unpack_fields(again, read=blob)) != repr(fields):
+        raise AssertionError("another frame comes out")
+
+
+def _frames() -> tuple[bytes, ...]:
+    fields: dict[str, Scalar] = {"round": 3, "rate": 0.5, "task": "digits", "parameters": b"abc", "more": b""}
+    return (lane.pack_fields(fields)[0], lane.pack_fields({**fields, "model": bytes(INLINE_BYTES + 1)})[0])
+
+
 _LARGE = b'{"device_id": "a", "examples": ' + b"9" * 400 + b', "accuracy": NaN, "loss": 1e999}'
 
 
@@ -188,6 +217,7 @@ TARGETS = (
     Target("counts", _counts, (b"\x03\x01\x80\x01\x05",), (ContractError,), longest=300),
     Target("campaign", _campaign, (_json(_REPLY), _json(_INSTRUCTION), _json(_CONFIRMED), _LARGE), ()),
     Target("update", _update, _updates(), (ContractError,), longest=8192),
+    Target("lane", _lane, _frames(), (ContractError,), longest=1024),
     Target("roster", _roster, _rosters(), (ContractError,), longest=2048),
     Target("delta", _delta, (delta_writer.write_delta(_BASE, _NEXT),), (ContractError,)),
 )
