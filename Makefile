@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install-system-packages.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@# pip would compile forty thousand files on one core; without it every process would, where nothing may be written.
-	$(BIN)/python -m compileall -q -j 0 -x '[/\\]tests?[/\\]' $(VENV)/lib $(SOURCES) || true
+	$(BIN)/python -m compileall -qq -j 0 -x '[/\\]tests?[/\\]' $(VENV)/lib $(SOURCES) || true
 	touch $(STAMP)
 
 demo: install ## Run the whole loop on this machine: control plane, devices, federated rounds, drift, recovery

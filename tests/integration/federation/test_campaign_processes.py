@@ -113,6 +113,7 @@ def test_an_abort_ends_the_process(fleet: Fleet) -> None:
     assert now_ms() - fleet.campaign(campaign_id).updated_ms < 30_000
 
 
+@pytest.mark.soak
 def test_a_secure_campaign_recovers_a_device_that_is_killed_within_a_round(fleet: Fleet) -> None:
     fleet.join("c03")  # more than two thirds of four are left when one dies
     fleet.up()
