@@ -25,6 +25,7 @@ from skerry_models.task import load_task
 ROOT = Path(__file__).resolve().parents[3]
 HOME = "var/lib/skerry-agent"
 pytestmark = [
+    pytest.mark.soak,  # building the package alone takes a minute
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap and chroot need root"),
 ]

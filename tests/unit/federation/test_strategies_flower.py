@@ -203,7 +203,7 @@ def one_by_one(contents: list[RecordDict], byzantine: int, count: int) -> list[R
     return chosen
 
 
-@pytest.mark.parametrize(("count", "byzantine"), [(7, 1), (12, 2), (15, 3)])
+@pytest.mark.parametrize(("count", "byzantine"), [(7, 1), (12, 2), pytest.param(15, 3, marks=pytest.mark.soak)])
 def test_bulyan(count: int, byzantine: int, tmp_path: Path) -> None:
     generator = np.random.default_rng(count)
     model = random_state(generator)
