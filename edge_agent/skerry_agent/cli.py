@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click import ClickException
 
+from skerry_agent.command_line import run_command
 from skerry_agent.config import AgentLayout, default_data_dir, load_config
-from skerry_agent.errors import AgentError, InputError
+from skerry_agent.errors import InputError
 
 app = typer.Typer(
     name="skerry-agent",
@@ -227,18 +227,7 @@ def version() -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status and shows no traceback for an error that is expected."""
-    try:
-        result = app(args=arguments, standalone_mode=False)
-    except ClickException as error:
-        error.show()
-        return error.exit_code
-    except (InputError, AgentError) as error:
-        typer.echo(f"skerry-agent: {error}", err=True)
-        return 2 if isinstance(error, InputError) else 3
-    except (typer.Abort, KeyboardInterrupt):
-        typer.echo("skerry-agent: interrupted", err=True)
-        return 130
-    return result if isinstance(result, int) else 0
+    return run_command(app, "skerry-agent", arguments)
 
 
 if __name__ == "__main__":

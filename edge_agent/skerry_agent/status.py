@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from skerry_agent.config import AgentLayout, load_config
 from skerry_agent.errors import ArtifactError, DeviceError
 from skerry_agent.identity.identity_files import IdentityFiles
-from skerry_agent.supervisor import state_file
+from skerry_agent.supervisor import is_alive, state_file
 from skerry_agent.update.journal import journal_path
 from skerry_agent.update.slots import read_pointer
 
@@ -87,18 +86,6 @@ def _certificate_until(layout: AgentLayout) -> str:
         return ""
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def read_status(layout: AgentLayout) -> AgentStatus:
     """Read it.
 
@@ -108,16 +95,18 @@ def read_status(layout: AgentLayout) -> AgentStatus:
     config = load_config(layout)
     state, serving = _json(state_file(layout)), _json(layout.serving_file)
     journal, training = _json(journal_path(layout)), _json(layout.training_file)
-    processes = {str(entry["name"]): int(entry["pid"]) for entry in state.get("processes", []) if _alive(entry["pid"])}
+    processes = {
+        str(entry["name"]): int(entry["pid"]) for entry in state.get("processes", []) if is_alive(entry["pid"])
+    }
     pointer, detail = None, str(journal.get("detail", ""))
     try:
         pointer = read_pointer(layout)
     except ArtifactError as error:
         detail = str(error)
-    doors = _alive(serving.get("pid"))
+    doors = is_alive(serving.get("pid"))
     return AgentStatus(
         device_id=config.device_id,
-        running=_alive(state.get("pid")),
+        running=is_alive(state.get("pid")),
         processes=processes,
         release_id="" if pointer is None else pointer.release_id,
         slot="" if pointer is None else pointer.slot,
@@ -126,7 +115,7 @@ def read_status(layout: AgentLayout) -> AgentStatus:
         update_detail=detail,
         http_port=int(serving.get("http_port", 0)) if doors else 0,
         grpc_port=int(serving.get("grpc_port", 0)) if doors else 0,
-        flower_node_id=str(training.get("flower_node_id", "0")) if _alive(training.get("pid")) else "0",
+        flower_node_id=str(training.get("flower_node_id", "0")) if is_alive(training.get("pid")) else "0",
         personal=_personal(layout, pointer.release_id) if doors and pointer is not None else "",
         isolation=[str(step) for step in serving.get("isolation", [])] if doors else [],
         certificate_until=_certificate_until(layout),

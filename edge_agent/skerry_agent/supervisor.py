@@ -180,6 +180,19 @@ def state_file(layout: AgentLayout) -> Path:
     return layout.run / "state.json"
 
 
+def is_alive(pid: object) -> bool:
+    """Whether a process of that identifier is there; False for what is no identifier."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _lock(layout: AgentLayout) -> IO[str]:
     stream = (layout.run / "agent.lock").open("a+")
     try:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from skerry_agent.supervisor import ChildSpec, state_file
+from skerry_agent.supervisor import ChildSpec, is_alive, state_file
 from skerry_gateway.config import GatewayLayout
 from skerry_gateway.superlink import PROCESS_NAME
 
@@ -27,15 +26,5 @@ def running_processes(layout: GatewayLayout) -> dict[str, int]:
         every |= {str(each["name"]): int(each["pid"]) for each in document["processes"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    alive = {name: pid for name, pid in every.items() if _alive(pid)}
+    alive = {name: pid for name, pid in every.items() if is_alive(pid)}
     return alive if "supervisor" in alive else {}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

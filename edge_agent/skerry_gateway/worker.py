@@ -38,7 +38,6 @@ from skerry_contract.campaign import (
     TrainReply,
 )
 from skerry_contract.counted import counted_round, encode_counted
-from skerry_contract.errors import WireError
 from skerry_contract.tensors import Array, encode_bundle
 from skerry_contract.update_codec import apply_difference, decode_difference
 from skerry_gateway.roster import RosterFile, SiteCampaign
@@ -50,7 +49,7 @@ from skerry_gateway.summing import EvaluateFigures
 from skerry_server.federation.exchange import Broadcast, ExchangeLostError
 from skerry_server.federation.rounds.downlink import DownLink
 from skerry_server.federation.rounds.round_loop import RoundFailedError, RoundRules
-from skerry_server.federation.rounds.updates import UpdateRejectedError
+from skerry_server.federation.rounds.updates import read_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +159,7 @@ class GatewayWorker(Worker):
         figures = EvaluateFigures()
 
         def accept(device_id: str, fields: Mapping[str, object]) -> None:
-            try:
-                reply = EvaluateReply.from_fields(fields)
-            except WireError as error:
-                raise UpdateRejectedError(str(error)) from error
-            if reply.device_id != device_id:
-                raise UpdateRejectedError(f"device {reply.device_id} answered for {device_id}")
-            figures.add(reply)
+            figures.add(read_evaluation(fields, device_id=device_id))
 
         deadline_s = DEADLINE_SHARE * instruction.deadline_ms / 1000
         told = replace(instruction, deadline_ms=max(1, int(deadline_s * 1000)))

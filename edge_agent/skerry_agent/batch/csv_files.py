@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from skerry_agent.batch.pending_file import PendingFile
 from skerry_agent.batch.table import (
     CONFIDENCE,
     ERROR,
@@ -111,15 +111,14 @@ class CsvSink:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._pending = PendingFile(path)
         self._file: IO[str] | None = None
 
     def write(self, scored: Scored) -> None:
         """See :class:`~skerry_agent.batch.table.Sink`."""
         new = self._file is None
         if self._file is None:
-            self._file = self._temporary.open("w", newline="")
+            self._file = self._pending.temporary.open("w", newline="")
         writer = csv.writer(self._file)
         others = list(scored.block.others)
         if new:
@@ -150,15 +149,13 @@ class CsvSink:
         """See :class:`~skerry_agent.batch.table.Sink`."""
         if self._file is None:
             raise InputError("input", expected="at least one row", got="none")
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
-        self._temporary.replace(self._path)
+        self._pending.commit()
 
     def discard(self) -> None:
         """See :class:`~skerry_agent.batch.table.Sink`."""
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._temporary.unlink(missing_ok=True)
+        self._pending.discard()

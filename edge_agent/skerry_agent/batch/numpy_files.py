@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from skerry_agent.batch.pending_file import PendingFile
 from skerry_agent.batch.table import (
     CONFIDENCE,
     ERROR,
@@ -95,22 +96,13 @@ class NumpySink:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = PendingFile(path)
         self._parts: list[Scored] = []
 
     def write(self, scored: Scored) -> None:
         """See :class:`~skerry_agent.batch.table.Sink`."""
-        self._parts.append(
-            Scored(
-                Block(scored.block.first, scored.block.x[:0], scored.block.others),
-                scored.labels,
-                scored.confidences,
-                scored.scores,
-                scored.features,
-                scored.variants,
-                scored.errors,
-            )
-        )
+        # Without the rows: they are most of the bytes, and a view of them would keep them.
+        self._parts.append(replace(scored, block=replace(scored.block, x=np.zeros(0, np.float32))))
 
     def commit(self) -> None:
         """See :class:`~skerry_agent.batch.table.Sink`."""
@@ -123,20 +115,14 @@ class NumpySink:
             columns[name] = np.array([text for part in parts for text in getattr(part, texts)], dtype=np.str_)
         for name, numbers in ((CONFIDENCE, "confidences"), (SCORES, "scores"), (FEATURES, "features")):
             columns[name] = np.concatenate([getattr(part, numbers) for part in parts] or [np.zeros(0, np.float32)])
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # its keywords are arrays
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with self._file.temporary.open("wb") as file:
+            np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # its keywords are arrays
+        self._file.commit()
 
     def discard(self) -> None:
-        """Nothing is on the disk before :meth:`commit`."""
+        """See :class:`~skerry_agent.batch.table.Sink`."""
         self._parts.clear()
+        self._file.discard()
 
 
 def _plain(values: Array) -> Array:

@@ -7,7 +7,6 @@ numeric columns ``input_0``, ``input_1``, ... Every other column travels along u
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from skerry_agent.batch.pending_file import PendingFile
 from skerry_agent.batch.table import (
     CONFIDENCE,
     ERROR,
@@ -134,8 +134,7 @@ class ParquetSink:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._pending = PendingFile(path)
         self._arrow: Any = _library("pyarrow")
         self._parquet: Any = _library("pyarrow.parquet")
         self._writer: Any = None
@@ -157,7 +156,7 @@ class ParquetSink:
             [arrow.array(v) if not hasattr(v, "type") else v for v in columns.values()], names=list(columns)
         )
         if self._writer is None:
-            self._writer = self._parquet.ParquetWriter(self._temporary, batch.schema)
+            self._writer = self._parquet.ParquetWriter(self._pending.temporary, batch.schema)
         self._writer.write_batch(batch)
 
     def _lists(self, values: npt.NDArray[np.float32], refused: npt.NDArray[np.bool_]) -> Any:
@@ -171,13 +170,11 @@ class ParquetSink:
             raise InputError("input", expected="at least one row", got="none")
         self._writer.close()
         self._writer = None
-        with self._temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        self._temporary.replace(self._path)
+        self._pending.commit()
 
     def discard(self) -> None:
         """See :class:`~skerry_agent.batch.table.Sink`."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        self._temporary.unlink(missing_ok=True)
+        self._pending.discard()

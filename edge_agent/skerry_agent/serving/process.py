@@ -27,7 +27,7 @@ from skerry_agent.errors import DeviceError
 from skerry_agent.files import write_atomically
 from skerry_agent.heartbeat import Heartbeat
 from skerry_agent.isolation import isolate_serving, leave_realtime, pin
-from skerry_agent.memory import forget_code, give_memory_back
+from skerry_agent.memory import bound_arenas, forget_code, give_memory_back
 from skerry_agent.policy.cores import plan_cores
 from skerry_agent.policy.live_latency import LatencyPublisher
 from skerry_agent.serving.admin import AdminDoor, ServingAdmin
@@ -36,7 +36,6 @@ from skerry_agent.serving.grpc_door import GrpcDoor
 from skerry_agent.serving.http_app import create_app
 from skerry_agent.serving.http_door import HttpDoor
 from skerry_agent.serving.labels import LabelDesk
-from skerry_agent.serving.memory import bound_arenas
 from skerry_agent.serving.metrics import create_renderer
 from skerry_agent.serving.recent import RecentRequests
 from skerry_agent.serving.shared_memory_door import SharedMemoryDoor

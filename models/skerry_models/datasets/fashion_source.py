@@ -36,6 +36,8 @@ PUBLIC_FILES = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/
 FILE_BYTES = 64 << 20
 #: Pixels along an edge.
 EDGE = 28
+#: Names of the labels 0 to 9.
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 _FILE = "fashion_mnist.npz"
 _PARTS = {
     "x_train": "train-images-idx3-ubyte.gz",

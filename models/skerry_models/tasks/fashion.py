@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skerry_models.datasets.fashion_source import EDGE, FashionImages, Pixels, load_fashion
+from skerry_models.datasets.fashion_source import CLASSES, EDGE, FashionImages, Pixels, load_fashion
 from skerry_models.datasets.partition import deal
 from skerry_models.errors import DataError
 from skerry_models.task import (
@@ -40,7 +40,7 @@ class FashionTask:
     """See the module."""
 
     name = "fashion"
-    classes = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+    classes = CLASSES
     input = InputSpec(shape=(1, EDGE, EDGE), minimum=0.0, maximum=_MAXIMUM, unit="grey level")
     feature_names = ("mean", "deviation", "cloth_fraction", "cloth_level", "edge_energy_x", "edge_energy_y")
     default_training = TrainingDefaults(epochs=12, batch_size=32, learning_rate=0.02, momentum=0.9)

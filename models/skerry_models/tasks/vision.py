@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skerry_models.datasets.fashion_source import EDGE, FashionImages, Pixels, load_fashion
+from skerry_models.datasets.fashion_source import CLASSES, EDGE, FashionImages, Pixels, load_fashion
 from skerry_models.datasets.partition import deal
 from skerry_models.errors import DataError
 from skerry_models.ladder import Rung
@@ -57,7 +57,7 @@ class VisionTask:
     """See the module."""
 
     name = "vision"
-    classes = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+    classes = CLASSES
     feature_names = (
         "red_mean",
         "green_mean",

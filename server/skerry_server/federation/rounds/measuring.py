@@ -6,8 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from skerry_contract.campaign import EVALUATE, EvaluateInstruction, EvaluateReply
-from skerry_contract.errors import WireError
+from skerry_contract.campaign import EVALUATE, EvaluateInstruction
 from skerry_contract.tensors import encode_bundle
 from skerry_server.federation.exchange import Broadcast, Exchange
 from skerry_server.federation.privacy.settings import DEVICE_MODES
@@ -15,7 +14,7 @@ from skerry_server.federation.rounds import personal_comparison
 from skerry_server.federation.rounds.journal import CampaignJournal, RoundRecord
 from skerry_server.federation.rounds.round_loop import Resolve, RoundCollector, RoundFailedError, RoundRules
 from skerry_server.federation.rounds.round_metrics import mean_accuracy
-from skerry_server.federation.rounds.updates import UpdateRejectedError
+from skerry_server.federation.rounds.updates import read_evaluation
 from skerry_server.federation.rounds.workshop import CampaignPlan
 
 logger = logging.getLogger(__name__)
@@ -68,12 +67,7 @@ class DeviceMeasurer:
             return answers
 
         def accept(device_id: str, fields: Mapping[str, object]) -> None:
-            try:
-                reply = EvaluateReply.from_fields(fields)
-            except WireError as error:
-                raise UpdateRejectedError(str(error)) from error
-            if reply.device_id != device_id:
-                raise UpdateRejectedError(f"device {reply.device_id} answered for {device_id}")
+            reply = read_evaluation(fields, device_id=device_id)
             answers[device_id] = reply.accuracy
             if reply.personal_accuracy >= 0 and device_id not in self._plan.gateways:
                 own[device_id] = (reply.accuracy, reply.personal_accuracy)

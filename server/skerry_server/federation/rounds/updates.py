@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from skerry_contract.campaign import TrainReply
+from skerry_contract.campaign import EvaluateReply, TrainReply
 from skerry_contract.errors import WireError
 from skerry_contract.site import split_members
 from skerry_contract.tensors import Array, decode_bundle
@@ -121,6 +121,25 @@ class Update:
     metrics: dict[str, float]
     control: State | None = None
     members: tuple[str, ...] = ()
+
+
+def read_evaluation(fields: Mapping[str, object], *, device_id: str) -> EvaluateReply:
+    """Check a reply to a question of evaluation.
+
+    Args:
+        fields: As received.
+        device_id: Who was asked.
+
+    Raises:
+        UpdateRejectedError: The fields are broken, or another device answers.
+    """
+    try:
+        reply = EvaluateReply.from_fields(fields)
+    except WireError as error:
+        raise UpdateRejectedError(str(error)) from error
+    if reply.device_id != device_id:
+        raise UpdateRejectedError(f"device {reply.device_id} answered for {device_id}")
+    return reply
 
 
 def read_update(
