@@ -1,10 +1,49 @@
-"""Files that are whole after a power cut: written beside, flushed, renamed, and the folder flushed too."""
+"""Files that are whole after a power cut: written beside, flushed, renamed, and the folder flushed too.
+
+And the lock that several processes take before they write the same place.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from skerry_server.errors import PlatformError
+
+_LOCK_POLL_S = 0.02
+
+
+@contextlib.contextmanager
+def exclusively(lock: Path, *, deadline_s: float) -> Iterator[None]:
+    """Hold ``flock(2)`` on a file alone; the kernel gives the lock of a dead process back.
+
+    Args:
+        lock: Made if absent; its folder exists.
+        deadline_s: Longest wait for another holder.
+
+    Raises:
+        PlatformError: Another process holds it for longer than the deadline.
+        OSError: The file cannot be made.
+    """
+    until = time.monotonic() + deadline_s
+    with lock.open("a") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise PlatformError(
+                        f"another process has held {lock} for {deadline_s:.0f} s",
+                        remedy="try again when it has ended",
+                    ) from error
+                time.sleep(_LOCK_POLL_S)
+        yield
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from skerry_server.config import ServerConfig, ServerLayout
 from skerry_server.errors import PlatformError
+from skerry_server.registry.first_store import make_first, sqlite_file
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -48,7 +49,7 @@ class MlflowRegistry:
     """Experiments and models of the control plane in one MLflow store."""
 
     def __init__(self, uri: str, *, artifacts: Path | None) -> None:
-        """Open the store; an SQLite file is made and migrated at the first call.
+        """Open the store; an SQLite file is made at the first call, whole or not at all.
 
         Args:
             uri: Tracking and registry URI (``sqlite:////var/lib/skerry/mlflow.sqlite``, ``http://mlflow:5000``).
@@ -60,8 +61,11 @@ class MlflowRegistry:
         self._uri = uri
         self._artifacts = artifacts
         try:
-            self._client: Any = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            self._client.search_experiments(max_results=1)
+            if (path := sqlite_file(uri)) is not None:
+                make_first(path, _open)
+            self._client: Any = _open(uri)
+        except PlatformError:
+            raise
         except Exception as error:  # MLflow lets SQLAlchemy's and requests' exceptions through
             raise PlatformError(
                 f"the MLflow store {uri} cannot be opened ({error})", remedy="check mlflow_uri and the folder's rights"
@@ -235,6 +239,12 @@ class MlflowRegistry:
                 return str(self._client.create_experiment(name, artifact_location=location))
             experiment = self._client.get_experiment_by_name(name)
         return str(experiment.experiment_id)
+
+
+def _open(uri: str) -> MlflowClient:
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)  # MLflow opens, or makes, its store at the first call
+    return client
 
 
 def model_name(task: str) -> str:

@@ -7,20 +7,17 @@ Files are replaced whole. What the newest timestamp does not lead to is removed 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from skerry_contract.limits import TRUST_FILE_BYTES
 from skerry_server.errors import PlatformError
-from skerry_server.files import write_atomically
+from skerry_server.files import exclusively, write_atomically
 from skerry_server.trust.repository import DamagedRepositoryError, Repository, TrustFile, parse
 
 #: How long a writer waits for another one (seconds).
 LOCK_S = 10.0
-_POLL_S = 0.02
 
 
 class Write(Protocol):
@@ -53,19 +50,7 @@ class TrustFolder:
             OSError: The folder cannot be made.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        until = time.monotonic() + deadline_s
-        with (self.path / "lock").open("a") as stream:
-            while True:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > until:
-                        raise PlatformError(
-                            f"another process has been writing {self.path} for {deadline_s:.0f} s",
-                            remedy="try again when it has ended",
-                        ) from error
-                    time.sleep(_POLL_S)
+        with exclusively(self.path / "lock", deadline_s=deadline_s):
             yield
 
     def exists(self) -> bool:

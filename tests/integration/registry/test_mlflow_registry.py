@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,19 @@ def test_what_is_not_there_is_empty(registry: MlflowRegistry) -> None:
 def test_a_store_that_cannot_be_opened_is_told() -> None:
     with pytest.raises(PlatformError, match="mlflow_uri"):
         MlflowRegistry("nowhere://mlflow", artifacts=None)
+
+
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path, root: Path, registry: MlflowRegistry) -> None:
+    """MLflow alone refuses such a file for ever: its migrations are no transaction."""
+    path = tmp_path / "mlflow.sqlite"
+    with closing(sqlite3.connect(root / "mlflow.sqlite")) as whole, closing(sqlite3.connect(path)) as half:
+        tables = whole.execute(
+            "SELECT sql FROM sqlite_master WHERE name IN ('experiments', 'trace_metrics')"
+        ).fetchall()
+        for (statement,) in tables:
+            half.execute(statement)
+    assert len(tables) == 2
+
+    opened = MlflowRegistry(f"sqlite:///{path}", artifacts=tmp_path / "artifacts")
+    run_id = opened.ensure_run("digits", key="job-1", name="train job-1")
+    assert MlflowRegistry(f"sqlite:///{path}", artifacts=None).ensure_run("digits", key="job-1", name="") == run_id

@@ -135,7 +135,7 @@ def test_two_writers_do_not_write_at_once(layout: ServerLayout) -> None:
     folder = TrustFolder(layout.trust)
     with (
         folder.locked(),
-        pytest.raises(PlatformError, match="has been writing"),
+        pytest.raises(PlatformError, match="another process has held"),
         TrustFolder(layout.trust).locked(deadline_s=0),
     ):
         pass
