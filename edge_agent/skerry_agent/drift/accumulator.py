@@ -1,7 +1,8 @@
 """Counts of one open window of one release.
 
-A request only appends its features, scores and latency to a block; a full block is counted in one vectorised step, so
-the cost per request is about a microsecond. A value v of feature f lies in cell ``number of edges < v``
+A request only appends its features, scores and latency to a block, which takes no lock (appending to a deque is one
+step for other threads); a full block is counted in one vectorised step, so the cost per request is about a microsecond.
+A value v of feature f lies in cell ``number of edges < v``
 (see ``skerry_contract.histogram``). A feature that is NaN is left out of its histogram, not out of the others.
 
 Invariants: every histogram of predictions, confidence and latency sums to ``rows``, but the predictions are empty while
@@ -11,6 +12,7 @@ never rows, they are counted by why they were refused; a window is reported once
 
 from __future__ import annotations
 
+import collections
 import itertools
 import threading
 import time
@@ -138,8 +140,8 @@ class DriftAccumulator:
         self._latency_edges = np.array(edges.latency_edges)
         self._lock = threading.Lock()
         self._classes = len(edges.classes)
-        self._block: list[tuple[Floats, Floats, float]] = []
-        self._block_rows = 0
+        self._block: collections.deque[tuple[Floats, Floats, float]] = collections.deque()
+        self._surplus = 0  # rows of the block beyond one a request
         self._open_window()
 
     def record(self, features: Floats, scores: Floats, latency_us: float) -> None:
@@ -152,18 +154,15 @@ class DriftAccumulator:
             scores: float32 [batch, classes], finite.
             latency_us: How long each of its rows waited for the answer.
         """
-        report = None
+        self._block.append((features, scores, latency_us))
         rows = len(features)
-        with self._lock:
-            self._block.append((features, scores, latency_us))
-            self._block_rows += rows
-            self._rows += rows
-            if self._block_rows >= BLOCK_ROWS:
-                self._count_block()
-            if self._rows >= self._limits.rows:
-                report = self._close_window()
-        if report is not None:
-            self._emit(report)
+        if rows != 1:
+            with self._lock:
+                self._surplus += rows - 1
+        if len(self._block) + self._surplus >= self._full_at:
+            with self._lock:
+                reports = self._count_block()
+            self._emit_all(reports)
 
     def refuse(self, error: InputError, *, rows: int = 1) -> None:
         """Count a refused request by its reason: rows with NaN, rows out of range, or one schema error."""
@@ -178,22 +177,28 @@ class DriftAccumulator:
     def limit(self, limits: WindowLimits) -> None:
         """Change when windows close, from the next window on; an open one that is empty is the next one."""
         with self._lock:
+            reports = self._count_block()
             self._next_limits = limits
             if limits != self._limits and self._empty:
                 self._open_window()
+        self._emit_all(reports)
 
     def tick(self) -> None:
         """Close the window if its time is over."""
         with self._lock:
-            report = self._close_window() if self._monotonic() >= self._deadline else None
-        if report is not None:
-            self._emit(report)
+            reports = self._count_block()
+            if self._monotonic() >= self._deadline:
+                reports += self._close_window()
+        self._emit_all(reports)
 
     def flush(self) -> None:
         """Close the window now: at shutdown, or when another release takes over."""
         with self._lock:
-            report = self._close_window()
-        if report is not None:
+            reports = self._count_block() + self._close_window()
+        self._emit_all(reports)
+
+    def _emit_all(self, reports: list[DriftReport]) -> None:
+        for report in reports:
             self._emit(report)
 
     @property
@@ -205,19 +210,38 @@ class DriftAccumulator:
         self._deadline = self._monotonic() + self._limits.seconds
         self._started_ms = int(self._wall() * 1000)
         self._rows = self._missing = self._out_of_range = self._schema_errors = 0
+        self._full_at = min(BLOCK_ROWS, self._limits.rows)
         self._feature_counts: Counts = np.zeros(self._table.cells, dtype=np.int64)
         self._predictions: Counts = np.zeros(self._classes, dtype=np.int64)
         self._confidence: Counts = np.zeros(self._confidence_edges.size + 1, dtype=np.int64)
         self._latency: Counts = np.zeros(self._latency_edges.size + 1, dtype=np.int64)
 
-    def _count_block(self) -> None:
-        if not self._block:
-            return
-        features, scores, latencies = zip(*self._block, strict=True)
+    def _count_block(self) -> list[DriftReport]:
+        """Count what requests left; gives the reports of windows that are full by it."""
+        reports: list[DriftReport] = []
+        while parts := self._take_parts():
+            self._count(parts)
+            if self._rows >= self._limits.rows:
+                reports += self._close_window()
+            else:
+                self._full_at = min(BLOCK_ROWS, self._limits.rows - self._rows)
+        return reports
+
+    def _take_parts(self) -> list[tuple[Floats, Floats, float]]:
+        """Requests that still belong into the open window; one by one, because others append meanwhile."""
+        parts: list[tuple[Floats, Floats, float]] = []
+        rows = self._rows
+        while self._block and rows < self._limits.rows:
+            parts.append(self._block.popleft())
+            rows += len(parts[-1][0])
+        self._surplus -= rows - self._rows - len(parts)
+        return parts
+
+    def _count(self, parts: list[tuple[Floats, Floats, float]]) -> None:
+        features, scores, latencies = zip(*parts, strict=True)
         rows = [len(part) for part in scores]
-        self._block.clear()
-        self._block_rows = 0
         joined = np.concatenate(scores)
+        self._rows += sum(rows)
         self._feature_counts += self._table.count(np.concatenate(features))
         if self._count_predictions:
             self._predictions += np.bincount(joined.argmax(axis=1), minlength=self._predictions.size)
@@ -227,12 +251,11 @@ class DriftAccumulator:
         ):
             counts += np.bincount(np.searchsorted(edges, values, side="left"), minlength=counts.size)
 
-    def _close_window(self) -> DriftReport | None:
-        """Report of the open window, and a new one opened; None if the open one is empty."""
-        self._count_block()
+    def _close_window(self) -> list[DriftReport]:
+        """Report of the open window, whose requests are counted; none if it is empty. A new one is opened."""
         if self._empty:
             self._open_window()
-            return None
+            return []
         report = DriftReport(
             boot_id=self._numbers.boot_id,
             window=self._numbers.take(),
@@ -252,4 +275,4 @@ class DriftAccumulator:
             variant=self._variant,
         )
         self._open_window()
-        return report
+        return [report]

@@ -192,8 +192,9 @@ class Engine:
             x = active.model.validate(x)
             rung = active.rung
             limit_us = active.deadline_us if deadline_us is None else deadline_us
-            if lease.users > admission.parallel or deadline_us is not None or active.shed_us != math.inf:
-                rung = wait_for_turn(admission, active, len(x), lease.users, deadline_us, started)
+            in_flight = len(lease.users)
+            if in_flight > admission.parallel or deadline_us is not None or active.shed_us != math.inf:
+                rung = wait_for_turn(admission, active, len(x), in_flight, deadline_us, started)
             else:
                 admission.take()
             try:
@@ -223,7 +224,7 @@ class Engine:
             self._counters.shed(error)
             raise
         finally:
-            lease.release()
+            self._models.give_back(lease)
 
     def count_refusal(self, error: InputError) -> None:
         """Count a request that a door refused before it became an array."""
@@ -233,7 +234,7 @@ class Engine:
             try:
                 lease.value.rungs[0].drift.refuse(error)
             finally:
-                lease.release()
+                self._models.give_back(lease)
 
     def activate(self, slot: SlotName, *, release_id: str = "") -> EngineStatus:
         """Load the release in a slot, check it, and let it answer.
@@ -271,9 +272,9 @@ class Engine:
         if lease is None:
             return EngineStatus("", "", "", "", self._detail, counters, personal, sensors=sensors)
         try:
-            return status_of(lease.value, self._detail, counters, personal, sensors, in_flight=lease.users - 1)
+            return status_of(lease.value, self._detail, counters, personal, sensors, in_flight=len(lease.users) - 1)
         finally:
-            lease.release()
+            self._models.give_back(lease)
 
     def close(self) -> None:
         """Report the open window and free the model. Requests that run are finished first; new ones are refused."""
@@ -349,7 +350,7 @@ class Engine:
                 if self._ladder.look(lease.value):
                     _log.info("network %d answers %s", lease.value.rung.number, lease.value.ladder_reason)
             finally:
-                lease.release()
+                self._models.give_back(lease)
 
     def _follow_pointer(self) -> None:
         """Activate what the pointer names, once per change: a release that is refused is not tried again and again."""

@@ -1,10 +1,16 @@
 """Swapping a model while it answers: the old one is closed when the last request that uses it is done.
 
 A request takes a lease, uses the value, and gives the lease back. A swap is one assignment; nobody waits.
+
+Requests take no lock. A request first signs in at the lease and then looks whether the lease is still the current one;
+a swap first makes another lease current and then looks whether anybody has signed in. So either the swap sees the
+request, or the request sees the swap, signs out and takes the new value. Appending to a deque and popping from it are
+single steps for other threads (collections.deque).
 """
 
 from __future__ import annotations
 
+import collections
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -13,25 +19,22 @@ T = TypeVar("T")
 
 
 class Lease(Generic[T]):
-    """Right to use a value until :meth:`release`. Made by :class:`Swappable`.
+    """Right to use a value until it is given back (:meth:`Swappable.give_back`). Made by :class:`Swappable`.
 
     Attributes:
         value: What was current when the lease was taken.
-        users: How many hold the lease; changed under the lock of its owner.
-        retired: Whether another value is current; changed under the lock of its owner.
+        users: One entry for each request that holds the lease.
+        retired: Whether another value is current.
+        closing: Whether somebody is closing the value; changed under the lock of its owner.
     """
 
-    __slots__ = ("_owner", "retired", "users", "value")
+    __slots__ = ("closing", "retired", "users", "value")
 
-    def __init__(self, value: T, owner: Swappable[T]) -> None:
+    def __init__(self, value: T) -> None:
         self.value = value
-        self.users = 0
+        self.users: collections.deque[None] = collections.deque()
         self.retired = False
-        self._owner = owner
-
-    def release(self) -> None:
-        """Give the lease back; the last one of a retired value closes it."""
-        self._owner.give_back(self)
+        self.closing = False
 
 
 class Swappable(Generic[T]):
@@ -56,32 +59,28 @@ class Swappable(Generic[T]):
 
     def acquire(self) -> Lease[T] | None:
         """Take a lease on the current value, or None if there is none."""
-        with self._lock:
-            lease = self._current
-            if lease is not None:
-                lease.users += 1
-            return lease
+        while (lease := self._current) is not None:
+            lease.users.append(None)
+            if lease is self._current:
+                return lease
+            self.give_back(lease)
+        return None
 
     def give_back(self, lease: Lease[T]) -> None:
-        """See :meth:`Lease.release`."""
-        with self._lock:
-            lease.users -= 1
-            last = lease.retired and lease.users == 0
-        if last:
-            self._finish(lease)
+        """The value is not used any more; the last user of a retired one closes it."""
+        lease.users.pop()
+        if lease.retired:
+            self._close_unused(lease)
 
     def replace(self, value: T | None) -> None:
         """Make ``value`` current; the one before is closed as soon as nobody uses it."""
-        fresh = None if value is None else Lease(value, self)
+        fresh = None if value is None else Lease(value)
         with self._lock:
             self._open += fresh is not None
             old, self._current = self._current, fresh
-            if old is None:
-                return
+        if old is not None:
             old.retired = True
-            idle = old.users == 0
-        if idle:
-            self._finish(old)
+            self._close_unused(old)
 
     def drain(self, timeout: float) -> bool:
         """Make nothing current and wait until every value is closed; False if that takes longer than ``timeout`` s."""
@@ -89,7 +88,12 @@ class Swappable(Generic[T]):
         with self._lock:
             return self._closed_one.wait_for(lambda: self._open == 0, timeout)
 
-    def _finish(self, lease: Lease[T]) -> None:
+    def _close_unused(self, lease: Lease[T]) -> None:
+        """Close a retired value unless it is used, or another thread was here first."""
+        with self._lock:
+            if lease.users or lease.closing:
+                return
+            lease.closing = True
         try:
             self._close(lease.value)
         finally:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from skerry_agent.engine.arrays import copies, fill
 from skerry_agent.engine.backend import BuiltModel, Floats, ModelSource, Port, Probe, Runner, base_form
 from skerry_agent.engine.device_profile import this_hardware
 from skerry_agent.engine.errors import BackendError
@@ -44,7 +45,7 @@ class _BoundBuffers:
 
     def __init__(self, session: Any, source: ModelSource) -> None:
         self.input: Floats = np.zeros((1, *source.input.shape), dtype=np.float32)
-        self.outputs: list[Floats] = [np.zeros((1, *port.shape), dtype=np.float32) for port in source.outputs]
+        self.outputs: tuple[Floats, ...] = tuple(np.zeros((1, *port.shape), np.float32) for port in source.outputs)
         self.binding: Any = session.io_binding()
         self.binding.bind_input(source.input.name, "cpu", 0, np.float32, self.input.shape, self.input.ctypes.data)
         for port, buffer in zip(source.outputs, self.outputs, strict=True):
@@ -71,9 +72,9 @@ class OnnxRuntimeRunner:
                 buffers = self._free.pop()
             except IndexError:
                 buffers = _BoundBuffers(self._session, self._source)
-            np.copyto(buffers.input, x)
+            fill(buffers.input, x)
             self._session.run_with_iobinding(buffers.binding)
-            outputs = tuple([output.copy() for output in buffers.outputs])
+            outputs = copies(buffers.outputs)
             self._free.append(buffers)
             return outputs
         except Exception as error:  # onnxruntime raises its own C++ exception types

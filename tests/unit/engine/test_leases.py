@@ -27,11 +27,11 @@ def test_a_used_value_is_closed_by_its_last_user() -> None:
     third = swappable.acquire()
     assert third is not None
     assert (first.value, third.value) == ("one", "two")
-    first.release()
+    swappable.give_back(first)
     assert closed == []
-    second.release()
+    swappable.give_back(second)
     assert closed == ["one"]
-    third.release()
+    swappable.give_back(third)
     assert closed == ["one"]
     swappable.replace(None)
     assert closed == ["one", "two"]
@@ -60,7 +60,7 @@ def test_under_threads_every_value_is_closed_once_and_never_in_use() -> None:
             assert lease is not None
             if lease.value.closed:
                 used_closed.append(lease.value)
-            lease.release()
+            swappable.give_back(lease)
 
     threads = [threading.Thread(target=use) for _ in range(4)]
     for thread in threads:
@@ -84,7 +84,7 @@ def test_drain_waits_for_the_last_user() -> None:
     swappable.replace("two")
     assert not swappable.drain(0.01)
     assert closed == ["two"]
-    release = threading.Timer(0.05, lease.release)
+    release = threading.Timer(0.05, swappable.give_back, (lease,))
     release.start()
     assert swappable.drain(20)
     assert closed == ["two", "one"]
