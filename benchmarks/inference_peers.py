@@ -2,8 +2,8 @@
 
 ``python benchmarks/inference.py --peers`` prints them beside our doors. Each peer is a process of its own with its
 documented way of serving an ONNX model and the engine's session settings. FastAPI and MLflow come with the development
-install; LitServe has a virtual environment of its own, which is made on demand in a cache folder
-(``SKERRY_CACHE_DIR``, otherwise the user's cache) under our constraints. A peer that cannot be installed or started is
+install; LitServe, BentoML and MLServer have virtual environments of their own, which are made on demand in a cache
+folder (``SKERRY_CACHE_DIR``, otherwise the user's cache). A peer that cannot be installed or started is
 named with the reason, never left out in silence.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from inference_rig import Call, Floats, Network, poster
+from inference_rig import Call, Floats, Network, json_call, poster
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120.0
@@ -84,6 +84,35 @@ if __name__ == "__main__":
     server = litserve.LitServer(Api(), accelerator="cpu", workers_per_device=1)
     server.run(host="127.0.0.1", port=int(os.environ["PORT"]), log_level="error", generate_client_file=False)
 """
+_BENTOML = (
+    _SESSION
+    + """
+import bentoml
+
+@bentoml.service(workers=1)
+class Bench:
+    @bentoml.api
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        return session.run(["scores"], {"input": inputs.astype(np.float32).reshape(-1, *shape)})[0]
+"""
+)
+_MLSERVER = (
+    _SESSION
+    + """
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceResponse
+
+class Bench(MLModel):
+    async def load(self):
+        return True
+
+    async def predict(self, payload):
+        x = NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32).reshape(-1, *shape)
+        scores = session.run(["scores"], {"input": x})[0]
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("scores", scores)])
+"""
+)
 
 
 class PeerMissing(Exception):
@@ -148,9 +177,33 @@ def litserve(network: Network, x: Floats, folder: Path) -> Iterator[list[Peer]]:
     """LitServe with one worker."""
     script = folder / "litserve_peer.py"
     script.write_text(f"SESSION = {_SESSION!r}\n{_LITSERVE}")
-    python = _environment("litserve", ["litserve", "onnxruntime", "numpy"])
+    python = _environment("litserve", ["litserve", "onnxruntime", "numpy"], constrained=True)
     with _running([str(python), str(script)], network, folder) as port:
         yield [Peer("LitServe, JSON", _json_call(port, "/predict", x, "scores"), "JSON")]
+
+
+@contextmanager
+def bentoml(network: Network, x: Floats, folder: Path) -> Iterator[list[Peer]]:
+    """``bentoml serve`` of a service with one worker."""
+    (folder / "service.py").write_text(_BENTOML)
+    python = _environment("bentoml", ["bentoml", "onnxruntime", "numpy"])
+    command = [str(python), "-m", "bentoml", "serve", "service:Bench", "--host", "127.0.0.1"]
+    with _running(command, network, folder, port_option="--port") as port:
+        yield [Peer("BentoML, JSON", _json_call(port, "/predict", x, ""), "JSON")]
+
+
+@contextmanager
+def mlserver(network: Network, x: Floats, folder: Path) -> Iterator[list[Peer]]:
+    """``mlserver start`` of a runtime of its own, as MLServer's guide to custom runtimes has it."""
+    (folder / "runtime.py").write_text(_MLSERVER)
+    # No worker processes: its own do not start with a new uvloop, and without them a request is faster.
+    settings = {"host": "127.0.0.1", "parallel_workers": 0, "grpc_port": _free_port(), "metrics_port": _free_port()}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "model-settings.json").write_text(json.dumps({"name": "bench", "implementation": "runtime.Bench"}))
+    python = _environment("mlserver", ["mlserver", "onnxruntime", "numpy"])
+    command = [str(python.with_name("mlserver")), "start", "."]
+    with _running(command, network, folder, port_variable="MLSERVER_HTTP_PORT") as port:
+        yield [Peer("MLServer, JSON", _eventually(json_call(port, x)), "JSON")]
 
 
 #: All peers by name.
@@ -158,11 +211,19 @@ PEERS: Mapping[str, Callable[[Network, Floats, Path], Any]] = {
     "FastAPI": fastapi,
     "MLflow": mlflow,
     "LitServe": litserve,
+    "BentoML": bentoml,
+    "MLServer": mlserver,
 }
 
 
-def _environment(name: str, packages: list[str]) -> Path:
-    """The Python of a virtual environment with the packages, made if it is not there; raises PeerMissing."""
+def _environment(name: str, packages: list[str], *, constrained: bool = False) -> Path:
+    """The Python of a virtual environment with the packages, made if it is not there; raises PeerMissing.
+
+    Args:
+        name: Of the environment.
+        packages: What to install.
+        constrained: Whether in our versions; a peer that needs other ones gets those it asks for.
+    """
     base = (
         os.environ.get("SKERRY_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "skerry"
     )
@@ -170,11 +231,13 @@ def _environment(name: str, packages: list[str]) -> Path:
     python, done = folder / "bin" / "python", folder / ".installed"
     if done.exists():
         return python
-    command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages]
+    if constrained:
+        command += ["-c", str(ROOT / "constraints.txt")]
     try:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, capture_output=True)
         subprocess.run(
-            [*command, "-c", str(ROOT / "constraints.txt"), *packages],
+            command,
             check=True,
             capture_output=True,
             timeout=INSTALL_SECONDS,
@@ -188,18 +251,21 @@ def _environment(name: str, packages: list[str]) -> Path:
 
 
 @contextmanager
-def _running(command: list[str], network: Network, folder: Path, *, port_option: str = "") -> Iterator[int]:
+def _running(
+    command: list[str], network: Network, folder: Path, *, port_option: str = "", port_variable: str = "PORT"
+) -> Iterator[int]:
     """A server in a process group of its own; gives its port once it listens."""
     (folder / "model.onnx").write_bytes(network.onnx)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = _free_port()
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(command[0]).parent), os.environ["PATH"]]),
         "MODEL": str(folder / "model.onnx"),
         "SHAPE": ",".join(map(str, network.shape)),
         "PORT": str(port),
+        "DO_NOT_TRACK": "1",
+        "BENTOML_DO_NOT_TRACK": "True",
+        port_variable: str(port),
     }
     command = [*command, port_option, str(port)] if port_option else command
     log = folder / f"peer-{port}.log"
@@ -224,6 +290,13 @@ def _running(command: list[str], network: Network, folder: Path, *, port_option:
             process.wait()
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -235,7 +308,8 @@ def _json_call(port: int, path: str, x: Floats, key: str) -> Call:
 
     def call() -> Floats:
         body = json.dumps({"inputs": x.tolist()})  # what a client has is an array
-        found = json.loads(post(path, body, headers)[1])[key]
+        answer = json.loads(post(path, body, headers)[1])
+        found = answer[key] if key else answer
         return np.array(found["scores"] if isinstance(found, dict) else found, dtype=np.float32)
 
     return _eventually(call)
