@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from skerry_agent.engine.backend import Floats
 from skerry_agent.engine.errors import SchemaError
@@ -106,7 +107,7 @@ def encode_answer(answer: InferAnswer, request: DecodedRequest) -> tuple[bytes, 
         "parameters": {VARIANT: answer.variant, RUNG: answer.rung},
         "outputs": outputs,
     }
-    header = json.dumps(document, separators=(",", ":")).encode()
+    header = orjson.dumps(document)
     return (b"".join([header, *parts]), len(header)) if parts else (header, None)
 
 
@@ -201,6 +202,11 @@ def _numbers(values: Floats) -> list[float]:
 
 
 def _parse(data: bytes) -> object:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    # Python's parser is slow, and takes NaN, which is no JSON but what many clients write: the engine then says where.
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
