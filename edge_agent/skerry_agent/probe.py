@@ -61,6 +61,7 @@ def show(document: dict[str, Any]) -> str:
         f"memory       {profile['memory_bytes'] / _GIB:.1f} GiB",
         f"accelerators {', '.join(profile['accelerators']) or 'none'}",
         f"power mode   {profile['power_mode'] or 'unknown'}",
+        f"requests     checked by {'compiled code' if machine['compiled'] else 'NumPy, there was no compiler'}",
         f"thermal      {sensors['thermal_zones']} zones{'' if heat is None else f', hottest {heat:.1f} C'}",
         "",
         *_table(

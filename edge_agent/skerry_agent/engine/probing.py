@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from skerry_agent.config import AgentLayout, load_config
+from skerry_agent.engine.arrays import COMPILED
 from skerry_agent.engine.backend import Backend, ModelSource, Port
 from skerry_agent.engine.choice import Choice, Choices, Measurement, finite, read_choices
 from skerry_agent.engine.chooser import MARGIN, REFERENCE, Candidate, choose, present_backends
@@ -35,11 +36,15 @@ ROWS = 4
 
 
 def describe_machine(profile: DeviceProfile, backends: Mapping[str, Backend]) -> dict[str, Any]:
-    """The hardware, its sensors, and every backend with its version or why it is not available."""
+    """The hardware, its sensors, and every backend with its version or why it is not available.
+
+    ``compiled`` says whether the steps with a request's arrays are compiled (:mod:`skerry_agent.engine.arrays`).
+    """
     zones = sorted((SYS_CLASS / "thermal").glob("thermal_zone*"))
     return {
         "profile": {**asdict(profile), "sha256": profile.digest},
         "sensors": {"thermal_zones": len(zones), "temperature_c": temperature_c()},
+        "compiled": COMPILED,
         "backends": {name: asdict(backend.probe()) for name, backend in backends.items()},
     }
 
