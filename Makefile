@@ -10,7 +10,6 @@ NAME ?=
 JSON ?=
 TIME ?= 60
 DEMO ?= --task digits
-SOURCES := protos models server edge_agent simulation
 
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -30,8 +29,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install-system-packages.sh
 	scripts/install-system-packages.sh mosquitto
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@# pip would compile forty thousand files on one core; without it every process would, where nothing may be written.
-	$(BIN)/python -m compileall -qq -j 0 -x '[/\\]tests?[/\\]' $(VENV)/lib $(SOURCES) || true
+	$(BIN)/python scripts/compile_imports.py
 	touch $(STAMP)
 
 demo: install ## Run the whole loop on this machine: control plane, devices, federated rounds, drift, recovery

@@ -294,7 +294,7 @@ def test_one_that_dies_leaves_nothing_behind(doors: Doors, wait_until: Any) -> N
     wait_until(lambda: doors.shared_memory.clients == 0, what="it is gone")
 
 
-def test_number_of_clients_and_their_memory_are_bounded(doors: Doors, tmp_path: Path) -> None:
+def test_number_of_clients_and_their_memory_are_bounded(doors: Doors, tmp_path: Path, wait_until: Any) -> None:
     door = SharedMemoryDoor(doors.core, tmp_path / "door" / "s.sock", clients=2, total_bytes=30_000)
     door.start()
     raws = [RawClient(tmp_path / "door" / "s.sock") for _ in range(3)]
@@ -306,7 +306,7 @@ def test_number_of_clients_and_their_memory_are_bounded(doors: Doors, tmp_path: 
         status, error = layout.decode_refused(raws[1].socket.recv(1024))
         assert status == layout.Status.OVERLOADED
         assert "ask for fewer slots or rows" in error
-        assert door.clients == 1
+        wait_until(lambda: door.clients == 1, what="both that were refused are gone")
     finally:
         for one in raws:
             one.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from skerry_simulation import cli
 from skerry_simulation.campaign.run import SimulationResult, run_scenario
 from skerry_simulation.errors import ScenarioError
 from skerry_simulation.scenario import Engine, Population, Scenario
@@ -82,10 +83,17 @@ def test_the_command_writes_json_and_a_page(tmp_path: Path) -> None:
         ("task = 'poetry'", "digits"),
     ],
 )
-def test_a_wrong_scenario_is_one_clear_line(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_scenario_is_one_clear_line(
+    tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "s.toml"
     file.write_text(text)
-    done = subprocess.run([*SIM, "run", str(file)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode in (1, 2)
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["skerry-sim", "run", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run()
+    assert ended.value.code in (1, 2)
+    what, error = capsys.readouterr().err.splitlines()
+    assert "sequential engine" in what
+    assert error.startswith("skerry-sim: ")
+    assert words in error
+    assert list(tmp_path.iterdir()) == [file]
