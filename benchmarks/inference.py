@@ -42,6 +42,7 @@ from inference_rig import (
     CLASSES,
     FEATURES,
     Call,
+    CClient,
     Network,
     cnn,
     echo,
@@ -63,6 +64,7 @@ from skerry_agent.client import SharedMemoryClient
 from skerry_agent.drift.accumulator import DriftAccumulator, WindowLimits, WindowNumbers
 from skerry_contract.v1.telemetry_pb2 import DriftReport, UplinkMessage
 
+Turn = Callable[[int], list[float]]
 WARM_UP = 50
 PER_TURN = 50
 #: Larger inputs are not sent as JSON: a request would take a second, and the others wait (bytes).
@@ -145,14 +147,16 @@ def _bench_network(network: Network, root: Path, rounds: int, skipped: dict[str,
         }
         if x.nbytes < JSON_BYTES:
             contenders["HTTP door, JSON"] = json_call(ports["http_port"], x)
+        c_client = stack.enter_context(CClient(root, layout.root, x))
         peers = [] if skipped is None else _open_peers(stack, network, x, root, skipped)
         contenders |= {peer.name: peer.call for peer in peers}
         wanted = session.run(["scores"], {"input": x})[0]
-        for name, call in contenders.items():
-            got = call()
+        answers = {name: call() for name, call in contenders.items()} | {"shared memory, C": c_client.scores}
+        for name, got in answers.items():
             if got is not None and not np.allclose(got, wanted, atol=1e-4):
                 raise SystemExit(f"{network.name}: {name} gives other scores than session.run")
-        times = _interleave(contenders, rounds)
+        turns = {name: _timer(call) for name, call in contenders.items()} | {"shared memory, C": c_client.turn}
+        times = _interleave(turns, rounds)
         rss = resident_mb(doors.pid)
     return _network_rows(network.name, times, rss) + _peer_rows(network.name, times, peers)
 
@@ -190,6 +194,7 @@ def _network_rows(network: str, times: dict[str, list[list[float]]], rss: float)
     rows = [
         row("engine in process", "engine", 5, "session.run"),
         row("shared-memory door", "shared memory", MEMORY_GOALS[network], "session.run", "memory echo"),
+        row("shared-memory door, from C", "shared memory, C", MEMORY_GOALS[network], "session.run", "memory echo"),
         row("gRPC door", "gRPC door", 500, "session.run", "gRPC echo"),
         row("HTTP door, binary", "HTTP door", None, "session.run", "HTTP echo"),
         row("tritonclient, gRPC door", "tritonclient gRPC", None, "session.run", "gRPC echo"),
@@ -297,20 +302,28 @@ def _mean_micros(call: Callable[[], None], times: int) -> float:
     return (time.perf_counter() - started) / times * 1e6
 
 
-def _interleave(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:
-    """Microseconds per call, by turn."""
-    times: dict[str, list[list[float]]] = {name: [] for name in contenders}
-    for call in contenders.values():
-        for _ in range(WARM_UP):
+def _timer(call: Call) -> Turn:
+    """Microseconds of each of so many calls."""
+
+    def turn(requests: int) -> list[float]:
+        times = []
+        for _ in range(requests):
+            started = time.perf_counter_ns()
             call()
+            times.append((time.perf_counter_ns() - started) / 1000)
+        return times
+
+    return turn
+
+
+def _interleave(turns: Mapping[str, Turn], rounds: int) -> dict[str, list[list[float]]]:
+    """Microseconds per call, by turn."""
+    for turn in turns.values():
+        turn(WARM_UP)
+    times: dict[str, list[list[float]]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, call in contenders.items():
-            turn = []
-            for _ in range(PER_TURN):
-                started = time.perf_counter_ns()
-                call()
-                turn.append((time.perf_counter_ns() - started) / 1000)
-            times[name].append(turn)
+        for name, turn in turns.items():
+            times[name].append(turn(PER_TURN))
     return times
 
 

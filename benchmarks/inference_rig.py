@@ -41,6 +41,7 @@ Floats = npt.NDArray[np.float32]
 Call = Callable[[], Floats | None]
 FEATURES = 10
 CLASSES = tuple(f"class-{index}" for index in range(6))
+HERE = Path(__file__).resolve().parent
 _SIGNER = Ed25519Signer(Ed25519PrivateKey.generate())
 
 
@@ -81,6 +82,42 @@ def grpc_call(port: int, method: str, x: Floats) -> Callable[[], Floats | None]:
         return np.frombuffer(oip.ModelInferResponse.FromString(reply).raw_output_contents[0], dtype=np.float32)[None]
 
     return call
+
+
+class CClient:
+    """``shared_memory_client.c``: the shared-memory door as a C application sees it.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: There is no compiler, or it refuses the program.
+    """
+
+    def __init__(self, folder: Path, data_dir: Path, x: Floats) -> None:
+        agent, program, row = HERE.parent / "edge_agent" / "include", folder / "shared-memory-client", folder / "row"
+        sources = [HERE / "shared_memory_client.c", agent / "skerry.c"]
+        command: list[str | Path] = ["gcc", "-O2", "-std=c99", "-I", agent, "-o", program, *sources]
+        subprocess.run(command, check=True, capture_output=True)
+        row.write_bytes(x.tobytes())
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([program, data_dir, row], stdin=pipe, stdout=pipe, text=True)
+        self.scores = np.array(self._line(), dtype=np.float32)[np.newaxis]
+
+    def turn(self, requests: int) -> list[float]:
+        """Microseconds of each of so many requests."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{requests}\n")
+        self._process.stdin.flush()
+        return [nanoseconds / 1000 for nanoseconds in self._line()]
+
+    def _line(self) -> list[float]:
+        assert self._process.stdout is not None
+        return [float(word) for word in self._process.stdout.readline().split()]
+
+    def __enter__(self) -> CClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 def poster(port: int) -> Callable[[str, bytes | str, Mapping[str, str]], tuple[Mapping[str, str], bytes]]:

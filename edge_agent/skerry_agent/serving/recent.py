@@ -1,4 +1,7 @@
-"""Answered requests that a label can still join: bounded in rows and in bytes, the oldest go first."""
+"""Answered requests that a label can still join: bounded in rows and in bytes, the oldest go first.
+
+A request is appended without a lock and put in order later, many at a time: labels come seldom, requests all the time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from skerry_agent.engine.backend import Floats
 
 #: Most memory for remembered inputs (bytes), whatever the number of rows.
 RECENT_BYTES = 24 << 20
+#: Requests that wait to be put in order, and the size of an input that does not wait (bytes): together 1 MiB at most.
+WAITING = 64
+LARGE_BYTES = 16 << 10
 
 
 class AnsweredRequest(NamedTuple):
@@ -44,13 +50,33 @@ class RecentRequests:
         self._row_limit = row_limit
         self._byte_limit = byte_limit
         self._lock = threading.Lock()
+        self._waiting: collections.deque[tuple[str, AnsweredRequest]] = collections.deque()
         self._requests: collections.OrderedDict[str, AnsweredRequest] = collections.OrderedDict()
         self._rows = 0
         self._bytes = 0
 
     def add(self, request_id: str, request: AnsweredRequest) -> None:
         """Remember a request; forgets the oldest as needed, and the request itself if it alone is over the limit."""
+        self._waiting.append((request_id, request))
+        if len(self._waiting) >= WAITING or request.x.nbytes > LARGE_BYTES:
+            with self._lock:
+                self._put_in_order()
+
+    def find(self, request_id: str) -> AnsweredRequest | None:
+        """The request of that id, or None if it is unknown or too old."""
         with self._lock:
+            self._put_in_order()
+            return self._requests.get(request_id)
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._put_in_order()
+            return len(self._requests)
+
+    def _put_in_order(self) -> None:
+        """Take in what waits, one by one because others append meanwhile; the holder of the lock calls it."""
+        for _ in range(len(self._waiting)):
+            request_id, request = self._waiting.popleft()
             old = self._requests.pop(request_id, None)
             if old is not None:
                 self._account(old, -1)
@@ -59,14 +85,6 @@ class RecentRequests:
             while self._rows > self._row_limit or self._bytes > self._byte_limit:
                 _, oldest = self._requests.popitem(last=False)
                 self._account(oldest, -1)
-
-    def find(self, request_id: str) -> AnsweredRequest | None:
-        """The request of that id, or None if it is unknown or too old."""
-        with self._lock:
-            return self._requests.get(request_id)
-
-    def __len__(self) -> int:
-        return len(self._requests)
 
     def _account(self, request: AnsweredRequest, sign: int) -> None:
         self._rows += sign * len(request.x)

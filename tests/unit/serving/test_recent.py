@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+
 import numpy as np
 
-from skerry_agent.serving.recent import AnsweredRequest, RecentRequests
+from skerry_agent.serving.recent import LARGE_BYTES, WAITING, AnsweredRequest, RecentRequests
 
 
 def request(rows: int = 1, elements: int = 4) -> AnsweredRequest:
@@ -45,3 +48,36 @@ def test_a_reused_id_names_the_newest() -> None:
     assert recent.find("same") is second
     recent.add("other", request(2))
     assert len(recent) == 2
+
+
+def test_what_waits_to_be_put_in_order_is_bounded() -> None:
+    """Nobody asks for a label, and still no more inputs are held than the limits and what may wait."""
+    recent = RecentRequests(row_limit=3)
+    held = []
+    for index in range(500):
+        one = request()
+        held.append(weakref.ref(one.x))
+        recent.add(str(index), one)
+        del one
+    assert sum(reference() is not None for reference in held) <= 3 + WAITING
+    large = [request(1, elements=LARGE_BYTES) for _ in range(5)]
+    references = [weakref.ref(one.x) for one in large]
+    for index, one in enumerate(large):
+        recent.add(f"large {index}", one)
+    del large, one
+    assert sum(reference() is not None for reference in references) <= 3
+
+
+def test_under_threads_nothing_is_lost() -> None:
+    recent = RecentRequests(row_limit=100_000)
+
+    def add(name: int) -> None:
+        for index in range(2000):
+            recent.add(f"{name}/{index}", request())
+
+    threads = [threading.Thread(target=add, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(recent) == 8000
