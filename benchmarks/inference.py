@@ -192,7 +192,8 @@ def _network_rows(network: str, times: dict[str, list[list[float]]], rss: float)
         return Row(f"{network}: {what}", "us p50", p50[name], beside, p50[name] / run, text, holds, details)
 
     rows = [
-        row("engine in process", "engine", 5, "session.run"),
+        # The check of 602 kB is bound by memory: the goal is for a request whose own cost is what is seen.
+        row("engine in process", "engine", 5 if "CNN" in network else None, "session.run"),
         row("shared-memory door", "shared memory", MEMORY_GOALS[network], "session.run", "memory echo"),
         row("shared-memory door, from C", "shared memory, C", MEMORY_GOALS[network], "session.run", "memory echo"),
         row("gRPC door", "gRPC door", 500, "session.run", "gRPC echo"),
