@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
+#: Longest time that importing may take (seconds); it takes half a minute.
+DEADLINE_S = 600.0
 #: Programs that run side by side, so that each takes about as long as the others.
 SHARES = (
     "torch torch.onnx torch._dynamo onnxscript onnx onnxruntime sklearn.ensemble skerry_models.task",
@@ -33,8 +36,13 @@ def main() -> None:
         )
         for share in SHARES
     ]
+    until = time.monotonic() + DEADLINE_S
     for share in shares:
-        share.wait()
+        try:
+            share.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            share.kill()
+            share.wait()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def test_what_was_removed_is_written_over(tmp_path: Path) -> None:
     second, short = content(2)
     folder.put(first, long)
     inode = (tmp_path / first).stat().st_ino
+    assert (tmp_path / first).stat().st_mode & 0o777 == 0o600
     folder.remove(first)
     with pytest.raises(BlobError, match="not there"):
         folder.open(first)

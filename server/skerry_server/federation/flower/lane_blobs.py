@@ -131,7 +131,7 @@ class Incoming:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / f"{_INCOMING}{secrets.token_hex(8)}"
-        self._stream = _spare(folder, self._path) or self._path.open("xb", buffering=0)
+        self._stream = _spare(folder, self._path) or FileIO(self._path, "x", opener=_private)
         self.digest = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
@@ -157,6 +157,11 @@ class Incoming:
     def __exit__(self, *error: object) -> None:
         self._stream.close()  # and with it the lock
         self._path.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read, whatever the folder and the umask allow."""
+    return os.open(path, flags, 0o600)
 
 
 def _spare(folder: Path, path: Path) -> FileIO | None:
