@@ -43,7 +43,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import numpy as np
 
-from federation_peers import free_port, running, stock, stream, stream_node, wait_for
+from federation_peers import running, stock, stream, stream_node, wait_for
 from skerry_agent.config import AgentLayout
 from skerry_agent.identity.node_key import node_public_key
 from skerry_contract.campaign import TRAIN, Scalar, TrainInstruction, TrainReply
@@ -51,6 +51,7 @@ from skerry_contract.tensors import decode_bundle, encode_bundle
 from skerry_server import superlink
 from skerry_server.config import ServerConfig, ServerLayout
 from skerry_server.fleet.authority import CertificateAuthority, utc_now
+from skerry_server.ports import free_ports
 from skerry_server.superlink import SuperLinkAccess
 from skerry_server.supervision.child import http_ready
 
@@ -151,7 +152,7 @@ def our_superlink(folder: Path) -> Iterator[tuple[SuperLinkAccess, int]]:
     layout.server_key.write_bytes(server.key_pem)
     layout.superlink.mkdir()
     unused = dict.fromkeys(("api_port", "grpc_port", "broker_port", "broker_tls_port", "broker_data_port"), 1)
-    config = ServerConfig(**unused, device_port=1, superlink_port=free_port())
+    config = ServerConfig(**unused, device_port=1, superlink_port=free_ports("127.0.0.1", 1)[0])
     access = superlink.access(config, layout)
     ready = http_ready(f"https://{access.address}{superlink.HEALTH_PATH}", authority=access.authority)
     with running(superlink.command(config, layout), folder / "superlink.log", folder / "home") as process:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from skerry_server.fleet.authority import CertificateAuthority, utc_now
+from skerry_server.ports import free_ports
 
 STARTUP_S = 120.0
 #: Bytes of one message of the bare stream.
@@ -76,13 +76,6 @@ def train(message, context):
 '''
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def program(name: str) -> str:
     """A console script beside this Python."""
     return str(Path(sys.executable).with_name(name))
@@ -127,7 +120,7 @@ def answers(port: int) -> bool:
 @contextmanager
 def stock_superlink(folder: Path) -> Iterator[int]:
     """Flower's own SuperLink with its database on disk; yields its port."""
-    port = free_port()
+    (port,) = free_ports("127.0.0.1", 1)
     command = [program("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--database", str(folder / "state.db"), "--disable-runtime-dependency-installation"]
     with running(command, folder / "superlink.log", folder / "home"):
@@ -150,7 +143,7 @@ def stock(folder: Path, size: int, rounds: int, nodes: int) -> list[float]:
         port = stack.enter_context(stock_superlink(folder))
         for number in range(nodes):
             command = [program("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
-            command += ["--port", str(free_port()), "--node-config", f"partition-id={number}"]
+            command += ["--port", str(free_ports("127.0.0.1", 1)[0]), "--node-config", f"partition-id={number}"]
             stack.enter_context(running(command, folder / f"supernode-{number}.log", folder / "home"))
         fab, _ = build_fab_from_files(
             {

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from inference_rig import Call, Floats, Network, json_call, poster
+from skerry_server.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120.0
@@ -197,7 +198,8 @@ def mlserver(network: Network, x: Floats, folder: Path) -> Iterator[list[Peer]]:
     """``mlserver start`` of a runtime of its own, as MLServer's guide to custom runtimes has it."""
     (folder / "runtime.py").write_text(_MLSERVER)
     # No worker processes: its own do not start with a new uvloop, and without them a request is faster.
-    settings = {"host": "127.0.0.1", "parallel_workers": 0, "grpc_port": _free_port(), "metrics_port": _free_port()}
+    grpc_port, metrics_port = free_ports("127.0.0.1", 2)
+    settings = {"host": "127.0.0.1", "parallel_workers": 0, "grpc_port": grpc_port, "metrics_port": metrics_port}
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "model-settings.json").write_text(json.dumps({"name": "bench", "implementation": "runtime.Bench"}))
     python = _environment("mlserver", ["mlserver", "onnxruntime", "numpy"])
@@ -256,7 +258,7 @@ def _running(
 ) -> Iterator[int]:
     """A server in a process group of its own; gives its port once it listens."""
     (folder / "model.onnx").write_bytes(network.onnx)
-    port = _free_port()
+    (port,) = free_ports("127.0.0.1", 1)
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(command[0]).parent), os.environ["PATH"]]),
@@ -288,13 +290,6 @@ def _running(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def _listens(port: int) -> bool:
