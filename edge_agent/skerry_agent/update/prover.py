@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from skerry_agent.launch import launch_command
+from skerry_agent.update.child_output import last_document, last_line
 from skerry_agent.update.ports import ProofResult
 from skerry_agent.update.slots import SlotName
 
@@ -73,11 +73,10 @@ class SubprocessProver:
             return ProofResult(False, f"the proof took more than {self._deadline_s:.0f} s")
         text = self._read()
         self.stop()
-        document = _last_json(text)
+        document = last_document(text)
         if status == 0 and document is not None:
             return ProofResult(True, f"variant {document.get('variant', '?')}, {document.get('latency_us', '?')} us")
-        last = text.strip().splitlines()[-1] if text.strip() else "no output"
-        reason = str((document or {}).get("error") or (document or {}).get("reason") or last)
+        reason = str((document or {}).get("error") or (document or {}).get("reason") or last_line(text))
         prefix = "" if status == REFUSED else f"the proof ended with status {status}: "
         return ProofResult(False, f"{prefix}{reason}"[:300])
 
@@ -97,14 +96,3 @@ class SubprocessProver:
         size = self._output.seek(0, 2)
         self._output.seek(max(0, size - OUTPUT_BYTES))
         return self._output.read().decode(errors="replace")
-
-
-def _last_json(text: str) -> dict[str, object] | None:
-    for line in reversed(text.splitlines()):
-        try:
-            document = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(document, dict):
-            return document
-    return None
