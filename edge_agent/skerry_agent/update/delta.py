@@ -4,52 +4,28 @@ The delta is a download like any other, by its own digest. When it is complete i
 name and renamed, so that a power cut costs the work and nothing else; base and result are checked by digest. Whatever
 goes wrong with the delta itself is a :class:`DeltaError`: the file is then downloaded whole, which is always right.
 
-Applying a large delta takes seconds, so it runs on a thread of its own that :meth:`Detour.halt` joins; its memory is a
-few segments of the delta, whatever the size of the file.
+Applying a delta takes NumPy and, if it is large, seconds: a :class:`~skerry_agent.update.ports.DeltaApplier` does it,
+on a device in a process of its own (:mod:`.applier`) that :meth:`Detour.halt` ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
-import os
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.files import DISK, Disk
+from skerry_agent.update.delta_work import DeltaError, DeltaWork
 from skerry_agent.update.download import FileDownload, hash_file
-from skerry_contract.errors import WireError
+from skerry_agent.update.ports import DeltaApplier
 from skerry_contract.v1.release_pb2 import DeltaEntry, FileEntry
 
-if TYPE_CHECKING:
-    from skerry_contract.delta_coding import Buffer
-
 log = logging.getLogger(__name__)
-#: Files up to this size are made at once (bytes): a slow device needs less than a tenth of a second for them.
-INLINE_BYTES = 32 << 10
 #: After so many refusals of a delta the file is downloaded whole.
 REFUSALS = 3
-
-
-class DeltaError(Exception):
-    """A delta that does not lead to its file.
-
-    Attributes:
-        reason: Why not, for people.
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
-
-
-class _Stopped(Exception):
-    """Somebody asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +67,14 @@ class Detour:
         refusals: How often the server refused the delta.
     """
 
-    def __init__(self, entry: FileEntry, way: Way, folder: Path, disk: Disk = DISK) -> None:
+    def __init__(self, entry: FileEntry, way: Way, folder: Path, applier: DeltaApplier, disk: Disk = DISK) -> None:
         """Nothing is touched before :attr:`download` is opened.
 
         Args:
             entry: The file that is wanted.
             way: How it is made.
             folder: Of the downloads; the file appears there under its digest.
+            applier: Makes it; nobody else uses it.
             disk: File system.
         """
         delta = way.delta
@@ -111,12 +88,22 @@ class Detour:
         self.download = FileDownload(as_file, folder, disk)
         self.refusals = 0
         self._entry = entry
-        self._base = way.base
         self._target = folder / entry.sha256.hex()
+        self._work = DeltaWork(
+            delta=self.download.path,
+            base=way.base,
+            temporary=self._target.with_name(f"{self._target.name}.applied"),
+            sha256=entry.sha256,
+            size=entry.size,
+        )
+        self._applier = applier
         self._disk = disk
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._making = False
+
+    @property
+    def making(self) -> bool:
+        """Whether the file is being made."""
+        return self._making
 
     def needed_bytes(self) -> int:
         """Bytes that must still be written: the rest of the delta, and the file."""
@@ -129,83 +116,32 @@ class Detour:
             DeltaError: The delta is not what it should be; nothing of the file is there.
             OSError: The disk failed; the step can be repeated.
         """
-        if self._thread is None:
-            if not self.download.verify():
-                raise DeltaError("the delta is not the file of the manifest")
-            self._stop.clear()
-            self._error = None
-            if self._entry.size <= INLINE_BYTES:
-                self._make()
-                return True
-            name = f"delta-{self._target.name[:12]}"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
-        if self._thread.is_alive():
-            return False
-        self._thread.join()
-        self._thread = None
-        if self._error is not None:
-            raise self._error
+        if not self._making and not self.download.verify():
+            raise DeltaError("the delta is not the file of the manifest")
+        try:
+            if not self._making:
+                self._making = True
+                self._applier.start(self._work)
+            if not self._applier.poll():
+                return False
+        except (DeltaError, OSError):
+            self.halt()
+            raise
+        self._making = False
+        self._disk.rename(self._work.temporary, self._target)
+        self._disk.sync_folder(self._target.parent)
         return True
 
     def halt(self) -> None:
-        """Stop making the file and join the thread; the next :meth:`step` begins it again."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Stop making the file; the next :meth:`step` begins it again."""
+        if self._making:
+            self._making = False
+            self._applier.stop()
+            # On a full disk the half that was written would stand in its own way.
+            with contextlib.suppress(OSError):
+                self._disk.unlink(self._work.temporary)
 
     def discard(self) -> None:
         """Remove the delta."""
         self.halt()
         self.download.discard()
-
-    def _run(self) -> None:
-        try:
-            self._make()
-        except BaseException as error:
-            # Whatever it is, the control loop is where it is dealt with.
-            self._error = error
-
-    def _make(self) -> None:
-        temporary = self._target.with_name(f"{self._target.name}.applied")
-        try:
-            self._write(temporary)
-        except (WireError, OSError, _Stopped) as error:
-            # On a full disk the half that was written would stand in its own way.
-            with contextlib.suppress(OSError):
-                self._disk.unlink(temporary)
-            if isinstance(error, WireError):
-                raise DeltaError(str(error)) from error
-            raise
-        self._disk.rename(temporary, self._target)
-        self._disk.sync_folder(self._target.parent)
-
-    def _write(self, temporary: Path) -> None:
-        # Late: it needs NumPy, which a device without deltas does not hold in this process.
-        from skerry_contract.delta import pieces, read_header
-
-        delta, base = _mapped(self.download.path), _mapped(self._base)
-        header = read_header(delta)
-        if (header.target_sha256, header.target_size) != (self._entry.sha256, self._entry.size):
-            raise WireError("delta.target", expected=self._target.name, got=header.target_sha256.hex())
-        descriptor = self._disk.create(temporary)
-        try:
-            offset = 0
-            for piece in pieces(delta, base):
-                if self._stop.is_set():
-                    raise _Stopped
-                self._disk.write(descriptor, piece, offset)
-                offset += len(piece)
-            self._disk.sync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _mapped(path: Path) -> Buffer:
-    """The bytes of a file that nobody changes, without reading them into memory."""
-    with path.open("rb") as stream:
-        if not os.fstat(stream.fileno()).st_size:
-            return b""
-        # Not closed here: it goes with the last view of it.
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))

@@ -16,10 +16,12 @@ from typing import Protocol
 from skerry_agent.config import AgentLayout
 from skerry_agent.files import DISK, Disk
 from skerry_agent.link.uplink import Publisher
-from skerry_agent.update.delta import REFUSALS, DeltaError, Detour, find_way
+from skerry_agent.update.applier import SubprocessApplier
+from skerry_agent.update.delta import REFUSALS, Detour, find_way
+from skerry_agent.update.delta_work import DeltaError
 from skerry_agent.update.download import FULL, FileDownload
 from skerry_agent.update.pacing import RequestPacer
-from skerry_agent.update.ports import DownloadProgress
+from skerry_agent.update.ports import DeltaApplier, DownloadProgress
 from skerry_agent.update.slots import MANIFEST
 from skerry_contract.bitmap import encode_bitmap
 from skerry_contract.errors import WireError
@@ -63,6 +65,7 @@ class Downloader:
         reserve_bytes: int,
         control: Publisher,
         open_data: Callable[[list[str]], DataLink],
+        new_applier: Callable[[], DeltaApplier] = SubprocessApplier,
         disk: Disk = DISK,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,6 +77,7 @@ class Downloader:
             reserve_bytes: Free space that a download leaves alone.
             control: Sends requests.
             open_data: Makes the data connection for some digests (hexadecimal), not started.
+            new_applier: Makes what applies one delta; by default in a process of its own.
             disk: File system.
             monotonic: Seconds.
         """
@@ -82,6 +86,7 @@ class Downloader:
         self._reserve_bytes = reserve_bytes
         self._control = control
         self._open_data = open_data
+        self._new_applier = new_applier
         self._disk = disk
         self._monotonic = monotonic
         self._folder = layout.update / "downloads"
@@ -193,14 +198,14 @@ class Downloader:
         way = find_way(file.entry, self._layout, avoid=self._failed_deltas)
         if way is None or way.delta.sha256.hex() in self._files:
             return
-        self._detours[name] = Detour(file.entry, way, self._folder, self._disk)
+        self._detours[name] = Detour(file.entry, way, self._folder, self._new_applier(), self._disk)
         self._pace(way.delta.sha256.hex())
         sizes = f"{way.delta.size} instead of {file.entry.size} bytes"
         log.info("%s is made from %s by a delta: %s", file.entry.path, way.base, sizes)
 
     def _apply(self) -> None:
-        """Make the next file whose delta is complete; one at a time, so that the loop goes on."""
-        for name, detour in list(self._detours.items()):
+        """Make the next file whose delta is complete; one at a time, for each takes a process."""
+        for name, detour in sorted(self._detours.items(), key=lambda each: not each[1].making):
             if not detour.download.complete:
                 continue
             try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skerry_agent.update.decisions import Sight
+from skerry_agent.update.delta_work import DeltaWork
 from skerry_agent.update.slots import SlotName
 from skerry_contract.v1.release_pb2 import FileEntry
 
@@ -129,6 +130,34 @@ class Downloads(Protocol):
 
     def clean(self) -> None:
         """Remove every downloaded file."""
+        ...
+
+
+class DeltaApplier(Protocol):
+    """Makes a file by its delta, one at a time."""
+
+    def start(self, work: DeltaWork) -> None:
+        """Begin; what is running is given up.
+
+        Raises:
+            DeltaError: It cannot be begun here.
+        """
+        ...
+
+    def poll(self) -> bool:
+        """True, once, when the temporary file is written, checked and flushed; False while that goes on.
+
+        An error ends the work, and what was written of the temporary file is still there.
+
+        Raises:
+            DeltaError: The delta does not lead to its file, or cannot be applied here.
+            OSError: The disk failed; the work can be started again.
+            RuntimeError: Nothing was started, or its end was told already.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Give up what is running: nothing more is written. What was written is still there."""
         ...
 
 

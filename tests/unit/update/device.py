@@ -3,12 +3,15 @@ fails when it is told to, and a clock that the test moves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from skerry_agent.config import AgentLayout
 from skerry_agent.files import Disk
+from skerry_agent.update.apply_delta import InProcessApplier
 from skerry_agent.update.boots import count_start
 from skerry_agent.update.downloader import Downloader
+from skerry_agent.update.ports import DeltaApplier
 from skerry_agent.update.slots import read_pointer
 from skerry_agent.update.update_machine import SETTLED, State
 from skerry_agent.update.updater import Updater
@@ -24,7 +27,14 @@ class TestDevice:
 
     __test__ = False
 
-    def __init__(self, root: Path, *releases: MadeRelease, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *releases: MadeRelease,
+        disk: Disk | None = None,
+        new_applier: Callable[[], DeltaApplier] | None = None,
+    ) -> None:
+        """Deltas are applied in this process, on its disk, unless ``new_applier`` makes something else."""
         self.layout = AgentLayout(root)
         self.disk = TestDisk()
         used = disk or self.disk
@@ -44,6 +54,7 @@ class TestDevice:
             reserve_bytes=1000,
             control=self.wire,
             open_data=self.wire.open_data,
+            new_applier=new_applier or (lambda: InProcessApplier(used)),
             disk=used,
             monotonic=lambda: self.now,
         )

@@ -1,24 +1,26 @@
-"""A release by deltas: what is asked for, what happens when a base or a delta is wrong, space, threads, restarts."""
+"""A release by deltas: what is asked for, what happens when a base or a delta is wrong, space, processes, restarts."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from skerry_agent.update import delta as delta_module
+from skerry_agent.update.applier import SubprocessApplier
+from skerry_agent.update.delta import REFUSALS
+from skerry_agent.update.ports import DeltaApplier
 from skerry_agent.update.update_machine import State
 from skerry_contract.delta_writer import Match, write_delta
 from skerry_contract.v1.delivery_pb2 import Chunk
+from unit.update.appliers import Stuck
 from unit.update.device import TestDevice
 from unit.update.releases import MadeRelease, make_desired, make_release
 
+Wait = Callable[..., None]
 SIZE = 20_000
 
 
@@ -48,9 +50,11 @@ def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def had(root: Path, release: MadeRelease, *known: MadeRelease) -> TestDevice:
+def had(
+    root: Path, release: MadeRelease, *known: MadeRelease, new_applier: Callable[[], DeltaApplier] | None = None
+) -> TestDevice:
     """A device that committed a release."""
-    device = TestDevice(root, release, *known)
+    device = TestDevice(root, release, *known, new_applier=new_applier)
     device.updater.offer(make_desired(1, release))
     device.settle()
     assert device.answering() == release.manifest.release_id
@@ -137,7 +141,7 @@ def test_a_delta_that_the_server_refuses_is_given_up(tmp_path: Path) -> None:
     device.updater.offer(make_desired(2, NEW))
     device.settle(turns=5_000)
     assert device.answering() == "digits-2"
-    assert [request.file_sha256 for request in device.wire.requests].count(sha256(DELTA)) == delta_module.REFUSALS
+    assert [request.file_sha256 for request in device.wire.requests].count(sha256(DELTA)) == REFUSALS
     assert "refused its delta: no such file" in downloaded(device)
 
 
@@ -198,71 +202,65 @@ def test_a_full_disk_while_the_file_is_made_is_waited_for(tmp_path: Path) -> Non
     assert asked(device) == {sha256(DELTA)}
 
 
-@pytest.fixture
-def on_a_thread() -> Iterator[None]:
-    """Every file counts as large."""
-    before, delta_module.INLINE_BYTES = delta_module.INLINE_BYTES, 0
-    yield
-    delta_module.INLINE_BYTES = before
+def make(device: TestDevice, wait_until: Wait, condition: Callable[[], bool], what: str) -> None:
+    """Turn the control loop of a device that applies deltas in processes of their own."""
 
-
-def until(device: TestDevice, condition: Callable[[], bool]) -> None:
-    """Poll the download for at most ten seconds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
+    def turned() -> bool:
         device.step()
+        return condition()
+
+    wait_until(turned, what=what)
 
 
-@pytest.mark.usefixtures("on_a_thread")
-def test_a_large_file_is_made_while_the_loop_goes_on(tmp_path: Path) -> None:
-    device = had(tmp_path, OLD, NEW)
-    go, entered = threading.Event(), threading.Event()
-
-    def fail(call: str, path: Path | None) -> OSError | None:
-        if call == "write" and path is not None and path.name.endswith(".applied"):
-            entered.set()
-            assert go.wait(10)
-        return None
-
-    device.disk.fail = fail
+def test_a_file_is_made_while_the_loop_goes_on(tmp_path: Path, wait_until: Wait) -> None:
+    stuck = Stuck(tmp_path / "written")
+    device = had(tmp_path / "device", OLD, NEW, new_applier=stuck.applier)
     device.updater.offer(make_desired(2, NEW))
-    until(device, entered.is_set)
+    make(device, wait_until, stuck.written.exists, "the first piece is written")
     for _ in range(5):
         device.step()
     assert device.updater.snapshot.state is State.DOWNLOADING
-    go.set()
-    until(device, lambda: device.updater.snapshot.state is State.COMMITTED)
-    assert device.answering() == "digits-2"
-    assert asked(device) == {sha256(DELTA)}
-
-
-@pytest.mark.usefixtures("on_a_thread")
-def test_stopping_joins_the_thread_and_the_next_life_goes_on(tmp_path: Path) -> None:
-    device = had(tmp_path, OLD, NEW)
-    entered = threading.Event()
-
-    def fail(call: str, path: Path | None) -> OSError | None:
-        if call == "create" and path is not None and path.name.endswith(".applied"):
-            entered.set()
-        return None
-
-    device.disk.fail = fail
-    device.updater.offer(make_desired(2, NEW))
-    until(device, entered.is_set)
     device.updater.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("delta-")]
-    again = TestDevice(tmp_path, OLD, NEW)
-    until(again, lambda: again.updater.snapshot.state is State.COMMITTED)
+    again = TestDevice(tmp_path / "device", OLD, NEW, new_applier=SubprocessApplier)
+    make(again, wait_until, lambda: again.updater.snapshot.state is State.COMMITTED, "the update is committed")
     assert again.answering() == "digits-2"
     assert again.wire.published == 0
 
 
-@pytest.mark.usefixtures("on_a_thread")
-def test_an_error_on_the_thread_reaches_the_update(tmp_path: Path) -> None:
-    wrong = WRONG["a wrong difference"]
-    release = new_release(("infer.onnx", OLD_WEIGHTS, wrong))
-    device = had(tmp_path, OLD, release)
+def test_a_process_that_is_killed_costs_a_whole_download(tmp_path: Path, wait_until: Wait) -> None:
+    stuck = Stuck(tmp_path / "written")
+    device = had(tmp_path / "device", OLD, NEW, new_applier=stuck.applier)
+    device.updater.offer(make_desired(2, NEW))
+    make(device, wait_until, stuck.written.exists, "the first piece is written")
+    stuck.kill()
+    make(device, wait_until, lambda: device.updater.snapshot.state is State.COMMITTED, "the update is committed")
+    assert device.answering() == "digits-2"
+    assert asked(device) == {sha256(DELTA), sha256(NEW_WEIGHTS)}
+    assert "ended with status -9" in downloaded(device)
+    assert len(stuck.made) == 1
+
+
+def test_one_process_at_a_time(tmp_path: Path, wait_until: Wait) -> None:
+    """Also when the delta of the first file is complete while that of the second is being applied."""
+    first, second = weights(3), weights(3, moved=1)
+    files = {"infer.onnx": NEW_WEIGHTS, "large.onnx": second, "model_card.md": b"card\n"}
+    deltas = [*NEW_DELTAS, ("large.onnx", first, write_delta(first, second, [Match(0, 0, SIZE, 1)]))]
+    release = make_release("digits-2", files=files, deltas=deltas)
+    old = make_release("digits-1", files={**files, "infer.onnx": OLD_WEIGHTS, "large.onnx": first})
+    stuck = Stuck(tmp_path / "written")
+    device = had(tmp_path / "device", old, release, new_applier=stuck.applier)
+    late = [True]
+    device.wire.spoil = lambda chunk: [] if late[0] and chunk.file_sha256 == sha256(DELTA) else [chunk]
     device.updater.offer(make_desired(2, release))
-    until(device, lambda: device.answering() == "digits-2")
-    assert asked(device) == {sha256(wrong), sha256(NEW_WEIGHTS)}
+    make(device, wait_until, stuck.written.exists, "the first piece is written")
+    late[0] = False
+
+    def complete() -> bool:
+        progress = device.downloader.poll()
+        return progress.done == progress.total
+
+    make(device, wait_until, complete, "both deltas are here")
+    for _ in range(5):
+        device.step()
+    assert [applier.pid is not None for applier in stuck.made].count(True) == 1
+    device.updater.stop()
