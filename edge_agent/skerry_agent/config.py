@@ -78,7 +78,8 @@ class AgentConfig:
         window_seconds: Time after which a drift window closes.
         health_seconds: Time between health reports.
         labelled_capacity: Labelled samples kept for training.
-        recent_requests: Answered requests that a label can still join.
+        recent_requests: Rows of answered requests that a label can still join.
+        recent_bytes: The bytes of their inputs, at most; they lie in memory, and the oldest go first.
         outbox_messages: Messages kept while there is no network.
         outbox_bytes: Their bytes.
         disk_reserve_bytes: Free space that an update leaves alone.
@@ -130,6 +131,7 @@ class AgentConfig:
     health_seconds: float = dataclasses.field(default=30.0, metadata=_SECONDS)
     labelled_capacity: int = dataclasses.field(default=5000, metadata=_COUNT)
     recent_requests: int = dataclasses.field(default=4096, metadata=_COUNT)
+    recent_bytes: int = dataclasses.field(default=8 << 20, metadata=_rule(least=1 << 16))
     outbox_messages: int = dataclasses.field(default=50_000, metadata=_COUNT)
     outbox_bytes: int = dataclasses.field(default=64 << 20, metadata=_rule(least=1 << 16))
     disk_reserve_bytes: int = dataclasses.field(default=64 << 20, metadata=_rule(least=0))

@@ -34,6 +34,7 @@ class Connection:
 
     Attributes:
         socket: Connected.
+        descriptor: Of the socket.
         welcome: What the server has given.
         row_bytes: One row of input.
         free: Slots that no request is in.
@@ -45,6 +46,7 @@ class Connection:
 
     def __init__(self, path: Path, hello: Hello, timeout: float) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.descriptor = self.socket.fileno()
         self._region: ClientRegion | None = None
         try:
             # The kernel's own timeout: a wait is one system call, not a poll and a read.

@@ -37,6 +37,7 @@ from skerry_agent.serving.shared_memory_layout import (
     Kind,
     RequestHeader,
 )
+from skerry_agent.serving.slots import ask
 
 #: The door's socket below the data directory of the agent.
 SOCKET = Path("door") / "shared-memory.sock"
@@ -156,13 +157,11 @@ class SharedMemoryClient:
         with self._lock:
             try:
                 try:
-                    slot, sequence = self._submit(x, deadline_us, request_id)
-                    return self._receive(slot, sequence)
+                    return self._ask(x, deadline_us, request_id)
                 except (ChangedModelError, UnfitInputError):
                     # Either may mean that another release has taken over.
                     self._agree_again()
-                slot, sequence = self._submit(x, deadline_us, request_id)
-                return self._receive(slot, sequence)
+                return self._ask(x, deadline_us, request_id)
             except BaseException as error:
                 raise self._failure(error) from error.__cause__
 
@@ -183,7 +182,7 @@ class SharedMemoryClient:
                 raise UnfitInputError(f"rows: expected 1 to {geometry.rows}, got {rows}")
             if not connection.free:
                 raise BusyError(f"all {geometry.slots} slots are under way")
-            self._room = connection.region.inputs[connection.free[-1]][:rows]
+            self._room = connection.region.rooms.inputs[connection.free[-1]][:rows]
             return self._room
 
     def submit(self, x: npt.NDArray[np.float32], *, deadline_us: float | None = None, request_id: str = "") -> Ticket:
@@ -208,8 +207,32 @@ class SharedMemoryClient:
             except BaseException as error:
                 raise self._failure(error) from error.__cause__
 
+    def _ask(self, x: npt.NDArray[np.float32], deadline_us: float | None, request_id: str) -> Prediction:
+        """Send a request and receive its answer."""
+        connection, slot, sequence, rows, deadline_ns, given = self._begin(x, deadline_us, request_id)
+        if len(connection.free) + 1 < connection.welcome.geometry.slots:  # others may answer first
+            self._ring(connection, slot, sequence, rows, deadline_ns, request_id, given)
+            return self._receive(slot, sequence)
+        rooms = connection.region.rooms
+        answer = ask(connection.descriptor, rooms, slot, sequence, rows, deadline_ns, request_id, given)
+        if isinstance(answer, bytes):
+            self._hear(connection, answer)
+            return self._receive(slot, sequence)
+        connection.free.append(slot)
+        scores, features, latency_us, rung, request_id, release_id, variant = answer
+        classes = connection.region.classes
+        return Prediction(scores, features, classes, release_id, request_id, latency_us, variant, rung)
+
     def _submit(self, x: npt.NDArray[np.float32], deadline_us: float | None, request_id: str) -> tuple[int, int]:
         """Slot and sequence number of a request that has been started."""
+        connection, slot, sequence, rows, deadline_ns, given = self._begin(x, deadline_us, request_id)
+        self._ring(connection, slot, sequence, rows, deadline_ns, request_id, given)
+        return slot, sequence
+
+    def _begin(
+        self, x: npt.NDArray[np.float32], deadline_us: float | None, request_id: str
+    ) -> tuple[Connection, int, int, int, int, npt.NDArray[np.float32] | None]:
+        """Check a request and take a slot: connection, slot, sequence number, rows, deadline (ns), what to copy."""
         connection = self._connection or self._open()
         geometry = connection.welcome.geometry
         rows = _rows(x, geometry.shape, geometry.rows, connection.welcome.input_name)
@@ -222,28 +245,33 @@ class SharedMemoryClient:
             deadline_ns = time.monotonic_ns() + min(int(deadline_us * 1000), 1 << 62)
         if not connection.free:
             raise BusyError(f"all {geometry.slots} slots are under way")
-        slot = connection.free.pop()
-        region = connection.region
-        if x is not self._room:  # the room is that of the slot which is used next
-            region.inputs[slot][:rows] = x
+        given = None if x is self._room else x  # the room is that of the slot which is used next
         self._room = None
-        region.write_header(slot, RequestHeader(rows, rows * connection.row_bytes, deadline_ns, request_id))
         self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
+        return connection, connection.free.pop(), sequence, rows, deadline_ns, given
+
+    def _ring(
+        self,
+        connection: Connection,
+        slot: int,
+        sequence: int,
+        rows: int,
+        deadline_ns: int,
+        request_id: str,
+        x: npt.NDArray[np.float32] | None,
+    ) -> None:
+        region = connection.region
+        if x is not None:
+            region.rooms.inputs[slot][:rows] = x
+        region.write_header(slot, RequestHeader(rows, rows * connection.row_bytes, deadline_ns, request_id))
         connection.socket.send(HEAD.pack(Kind.RING, slot, sequence), socket.MSG_NOSIGNAL)
-        return slot, sequence
 
     def _receive(self, slot: int, sequence: int) -> Prediction:
         connection = self._connection
         if connection is None:
             raise DisconnectedError("the connection is closed")
         while connection.done.pop(slot, None) != sequence:
-            data = connection.socket.recv(MESSAGE_BYTES)
-            if len(data) != HEAD.size:
-                self._drop()
-                check_refusal(data)
-                raise DisconnectedError("the serving process went away")
-            _, answered, number = HEAD.unpack(data)
-            connection.done[answered] = number
+            self._hear(connection, connection.socket.recv(MESSAGE_BYTES))
         region = connection.region
         status, rows, latency_us, rung, request_id, release_id, variant, error = region.read_header(slot)
         connection.free.append(slot)
@@ -251,6 +279,15 @@ class SharedMemoryClient:
             raise error_of(status, error)
         scores, features = region.outputs(slot, rows)
         return Prediction(scores, features, region.classes, release_id, request_id, latency_us, variant, rung)
+
+    def _hear(self, connection: Connection, message: bytes) -> None:
+        """Note which slot was answered; anything else ends the connection."""
+        if len(message) != HEAD.size:
+            self._drop()
+            check_refusal(message)
+            raise DisconnectedError("the serving process went away")
+        _, answered, number = HEAD.unpack(message)
+        connection.done[answered] = number
 
     def close(self) -> None:
         """Hang up; requests under way are lost."""

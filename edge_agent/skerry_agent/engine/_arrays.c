@@ -8,22 +8,10 @@
 #include <numpy/arrayobject.h>
 #include <string.h>
 
-/* Values that are compared before the result is looked at, and values above which other threads may run meanwhile. */
-enum { BLOCK = 4096, LONG_CHECK = 1 << 14 };
+#include "_within.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDEST __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define WIDEST
-#endif
-
-WIDEST static int block_is_within(const float *value, Py_ssize_t count, float least, float most)
-{
-    int outside = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        outside |= !(value[i] >= least) | !(value[i] <= most); /* both are false for a NaN */
-    return !outside;
-}
+/* Values above which other threads may run meanwhile. */
+enum { LONG_CHECK = 1 << 14 };
 
 static int is_within(const float *value, Py_ssize_t count, float least, float most)
 {

@@ -216,18 +216,21 @@ class ServingCore:
             prediction.latency_us,
         )
 
-    def predict(self, x: Array, request_id: str, deadline_us: float | None) -> Prediction:
+    def predict(
+        self, x: Array, request_id: str, deadline_us: float | None, checked: ModelSpec | None = None
+    ) -> Prediction:
         """Answer rows whose request has been checked in all but its values, and remember them for labels.
 
         Args:
             x: [batch, ...]; must not be changed any more.
             request_id: Empty asks for a generated one.
             deadline_us: How long the answer may take; None: the device decides.
+            checked: Of which specification ``x`` is known to be valid rows, values included.
 
         Raises:
             AgentError: As :meth:`infer`.
         """
-        prediction = self._engine.infer(x, request_id or self._new_id(), deadline_us=deadline_us)
+        prediction = self._engine.infer(x, request_id or self._new_id(), deadline_us=deadline_us, checked=checked)
         rows: Floats = x  # type: ignore[assignment]  # the engine has checked the type
         self._recent.add(
             prediction.request_id,

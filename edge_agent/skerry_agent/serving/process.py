@@ -121,7 +121,7 @@ class _LabelDeskWithRecent:
 
 
 def _label_desk(layout: AgentLayout, config: AgentConfig) -> _LabelDeskWithRecent:
-    recent = RecentRequests(config.recent_requests)
+    recent = RecentRequests(config.recent_requests, config.recent_bytes)
     desk = LabelDesk(
         recent,
         open_store=lambda: LabelledStore(layout.labelled, config.labelled_capacity),

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from skerry_agent.engine.backend import Floats
 
-#: Most memory for remembered inputs (bytes), whatever the number of rows.
-RECENT_BYTES = 24 << 20
 #: Requests that wait to be put in order, and the size of an input that does not wait (bytes): together 1 MiB at most.
 WAITING = 64
 LARGE_BYTES = 16 << 10
@@ -43,10 +41,10 @@ class RecentRequests:
 
     Args:
         row_limit: Most rows remembered, >= 1.
-        byte_limit: Most bytes of input remembered.
+        byte_limit: Most bytes of input remembered, >= 1.
     """
 
-    def __init__(self, row_limit: int, byte_limit: int = RECENT_BYTES) -> None:
+    def __init__(self, row_limit: int, byte_limit: int) -> None:
         self._row_limit = row_limit
         self._byte_limit = byte_limit
         self._lock = threading.Lock()

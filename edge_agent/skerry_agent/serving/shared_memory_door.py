@@ -38,7 +38,6 @@ from skerry_agent.serving.shared_memory_layout import (
     Hello,
     Kind,
     LayoutError,
-    RequestHeader,
     Status,
     Welcome,
     decode_hello,
@@ -46,6 +45,7 @@ from skerry_agent.serving.shared_memory_layout import (
     encode_welcome,
 )
 from skerry_agent.serving.shared_memory_region import ServerRegion
+from skerry_agent.serving.slots import Taken, give, take
 from skerry_agent.socket_address import SocketAddress
 
 _log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class _Client:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        self.descriptor = connection.fileno()
         self.region: ServerRegion | None = None
         self.spec: ModelSpec | None = None
 
@@ -186,19 +187,21 @@ class SharedMemoryDoor:
         elif len(self._clients) >= self._limit:
             self._refuse(client, Status.OVERLOADED, f"{self._limit} clients are connected, and no more may be")
         else:
-            self._clients[connection.fileno()] = client
+            self._clients[client.descriptor] = client
             self._poll.register(connection, select.EPOLLIN)
 
     def _serve(self, client: _Client) -> None:
         """Take one message of a client, whose fault never reaches anybody else."""
         try:
-            data = client.connection.recv(MESSAGE_BYTES)
-            if not data:
-                self._remove(client)
-            elif len(data) == HEAD.size:
-                self._ring(client, data)
+            region, spec = client.region, client.spec
+            if region is None or spec is None:
+                self._hear(client, client.connection.recv(MESSAGE_BYTES))
+                return
+            taken = take(client.descriptor, region.rooms, spec.minimum, spec.maximum)
+            if isinstance(taken, bytes):
+                self._hear(client, taken)
             else:
-                self._welcome(client, decode_hello(data))
+                self._answer(client, region, spec, taken)
         except BlockingIOError:
             self._remove(client)  # it does not read its answers
         except LayoutError as error:
@@ -211,7 +214,57 @@ class SharedMemoryDoor:
             _log.exception("a client of shared memory is put out")
             self._refuse(client, Status.FAILED, "the door failed; see the log of the serving process")
 
+    def _answer(self, client: _Client, region: ServerRegion, welcomed: ModelSpec, taken: Taken) -> None:
+        """Answer a request that has been taken."""
+        slot, sequence, deadline_ns, request_id, x, within = taken
+        try:
+            spec = self._spec_for(welcomed)
+            deadline_us = (deadline_ns - time.monotonic_ns()) / 1000 if deadline_ns else None
+            answer = self._core.predict(x, request_id, deadline_us, welcomed if within else None)
+            scores, features, classes, release_id, request_id, latency_us, variant, rung = answer
+            if classes != spec.classes or features.shape[1] != region.geometry.features:
+                # A release with other outputs took over in between.
+                raise UnknownModelError(f"{welcomed.task} release {welcomed.release_id}", release_id)
+        except AgentError as error:
+            self._fail(client, region, slot, sequence, error)
+            return
+        client.spec = spec
+        give(
+            client.descriptor,
+            region.rooms,
+            slot,
+            sequence,
+            scores,
+            features,
+            latency_us,
+            rung,
+            request_id,
+            release_id,
+            variant,
+        )
+
+    def _spec_for(self, welcomed: ModelSpec) -> ModelSpec:
+        """What the release that is active takes, if memory that was laid out for another one serves it."""
+        spec = self._core.spec
+        if spec is welcomed:
+            return spec
+        if spec is None:
+            raise NoReleaseError(self._core.status().detail)
+        if not _fits(spec, welcomed):
+            raise UnknownModelError(f"{welcomed.task} release {welcomed.release_id}", f"{spec.task} {spec.release_id}")
+        return spec
+
+    def _hear(self, client: _Client, data: bytes) -> None:
+        """A message that is no ring for a request in order."""
+        if not data:
+            self._remove(client)
+        elif len(data) == HEAD.size:
+            self._ring(client, data)
+        else:
+            self._welcome(client, decode_hello(data))
+
     def _ring(self, client: _Client, data: bytes) -> None:
+        """A ring for a request that could not be taken: say what is wrong with it."""
         kind, slot, sequence = HEAD.unpack(data)
         region, spec = client.region, client.spec
         if region is None or spec is None:
@@ -222,56 +275,21 @@ class SharedMemoryDoor:
                 f"expected a ring for slot 0 to {region.geometry.slots - 1}, got message {kind}, slot {slot}",
             )
         try:
-            client.spec = self._answer(region, spec, slot)
+            self._spec_for(spec)
         except AgentError as error:
-            status = next((status for kind, status in _STATUS if isinstance(error, kind)), Status.FAILED)
-            if status is Status.FAILED:
-                _log.error("%s", error)
-            region.write_header(slot, AnswerHeader(status, error=str(error)))
+            self._fail(client, region, slot, sequence, error)
+            return
+        wrong = _wrong_header(region, slot)
+        self._core.refuse(wrong)
+        self._fail(client, region, slot, sequence, wrong)
+
+    def _fail(self, client: _Client, region: ServerRegion, slot: int, sequence: int, error: AgentError) -> None:
+        """Say in the slot why there is no answer, and ring back."""
+        status = next((status for kind, status in _STATUS if isinstance(error, kind)), Status.FAILED)
+        if status is Status.FAILED:
+            _log.error("%s", error)
+        region.write_header(slot, AnswerHeader(status, error=str(error)))
         client.connection.send(HEAD.pack(Kind.DONE, slot, sequence), socket.MSG_NOSIGNAL)
-
-    def _answer(self, region: ServerRegion, welcomed: ModelSpec, slot: int) -> ModelSpec:
-        """Answer the request in a slot into the slot; returns what the release that is active takes."""
-        spec = self._core.spec
-        if spec is not welcomed and (spec is None or not _fits(spec, welcomed)):
-            if spec is None:
-                raise NoReleaseError(self._core.status().detail)
-            raise UnknownModelError(f"{welcomed.task} release {welcomed.release_id}", f"{spec.task} {spec.release_id}")
-        header = self._read(region, slot)
-        deadline_us = (header.deadline_ns - time.monotonic_ns()) / 1000 if header.deadline_ns else None
-        x = region.copy_input(slot, header.rows)
-        answer = self._core.predict(x, header.request_id, deadline_us)
-        scores, features = answer.scores, answer.features
-        g = region.geometry
-        if answer.classes != spec.classes or features.shape[1] != g.features:
-            # A release with other outputs took over in between.
-            raise UnknownModelError(f"{welcomed.task} release {welcomed.release_id}", answer.release_id)
-        done = AnswerHeader(
-            Status.OK,
-            header.rows,
-            answer.latency_us,
-            answer.rung,
-            answer.request_id,
-            answer.release_id,
-            answer.variant,
-        )
-        region.write_answer(slot, done, scores, features)
-        return spec
-
-    def _read(self, region: ServerRegion, slot: int) -> RequestHeader:
-        """The request header of a slot, checked against the client's memory; raises InputError."""
-        g = region.geometry
-        try:
-            header = region.read_header(slot)
-            if not 1 <= header.rows <= g.rows:
-                raise SchemaError("rows", expected=f"1 to {g.rows}, as agreed", got=header.rows)
-            if header.input_bytes != header.rows * g.row_bytes:
-                expected = f"{header.rows * g.row_bytes} for {header.rows} rows of {list(g.shape)}"
-                raise SchemaError("input_bytes", expected=expected, got=header.input_bytes)
-        except InputError as error:
-            self._core.refuse(error)
-            raise
-        return header
 
     def _welcome(self, client: _Client, hello: Hello) -> None:
         """Give a client memory that fits the active release; what it had before is gone."""
@@ -309,8 +327,23 @@ class SharedMemoryDoor:
         self._remove(client)
 
     def _remove(self, client: _Client) -> None:
-        self._clients.pop(client.connection.fileno(), None)
+        self._clients.pop(client.descriptor, None)
         client.close()  # which also takes it out of epoll
+
+
+def _wrong_header(region: ServerRegion, slot: int) -> InputError:
+    """What is wrong with a request header."""
+    g = region.geometry
+    try:
+        header = region.read_header(slot)
+    except InputError as error:
+        return error
+    if not 1 <= header.rows <= g.rows:
+        return SchemaError("rows", expected=f"1 to {g.rows}, as agreed", got=header.rows)
+    if header.input_bytes != header.rows * g.row_bytes:
+        expected = f"{header.rows * g.row_bytes} for {header.rows} rows of {list(g.shape)}"
+        return SchemaError("input_bytes", expected=expected, got=header.input_bytes)
+    return SchemaError("header", expected="one that stays as it is after the ring", got="it has changed")
 
 
 def _fits(spec: ModelSpec, welcomed: ModelSpec) -> bool:

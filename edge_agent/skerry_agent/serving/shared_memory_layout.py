@@ -39,6 +39,9 @@ MESSAGE_BYTES = 1024
 _ALIGN = 64
 _PAGE = 4096
 
+#: What headers are read from and written to.
+Memory = mmap.mmap | memoryview
+
 HEAD = struct.Struct("<HHI")
 _HELLO = struct.Struct("<HHI4sHHI")
 _WELCOME = struct.Struct("<HHI4sHHIIIIIIQQQQQQff8I64s64s64s")
@@ -289,7 +292,7 @@ def decode_refused(data: bytes) -> tuple[int, str]:
     return fields[5], text(fields[7])
 
 
-def write_request(memory: mmap.mmap, offset: int, header: RequestHeader) -> None:
+def write_request(memory: Memory, offset: int, header: RequestHeader) -> None:
     """Write the request header; what follows it up to :data:`REQUEST_BYTES` is not read."""
     request_id = header.request_id.encode()
     _REQUEST.pack_into(
@@ -297,7 +300,7 @@ def write_request(memory: mmap.mmap, offset: int, header: RequestHeader) -> None
     )
 
 
-def read_request(memory: mmap.mmap, offset: int) -> RequestHeader:
+def read_request(memory: Memory, offset: int) -> RequestHeader:
     """A copy of the request header, each field read once; raises SchemaError for an id that is none."""
     rows, id_bytes, input_bytes, deadline_ns, _, raw = _REQUEST.unpack_from(memory, offset)
     if not id_bytes:
@@ -313,7 +316,7 @@ def read_request(memory: mmap.mmap, offset: int) -> RequestHeader:
     return RequestHeader(rows, input_bytes, deadline_ns, request_id)
 
 
-def write_answer(memory: mmap.mmap, offset: int, header: AnswerHeader) -> None:
+def write_answer(memory: Memory, offset: int, header: AnswerHeader) -> None:
     """Write the answer header; the text of an error only if there is one."""
     status, rows, latency_us, rung, request_id, release_id, variant, error = header
     _ANSWER.pack_into(
@@ -331,7 +334,7 @@ def write_answer(memory: mmap.mmap, offset: int, header: AnswerHeader) -> None:
         _ERROR.pack_into(memory, offset + _ANSWER.size, cut_text(error, ERROR_BYTES))
 
 
-def read_answer(memory: mmap.mmap, offset: int) -> AnswerHeader:
+def read_answer(memory: Memory, offset: int) -> AnswerHeader:
     """A copy of the answer header."""
     status, rows, latency_us, rung, request_id, release_id, variant = _ANSWER.unpack_from(memory, offset)
     error = text(_ERROR.unpack_from(memory, offset + _ANSWER.size)[0]) if status else ""

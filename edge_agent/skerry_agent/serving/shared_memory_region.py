@@ -25,6 +25,7 @@ from skerry_agent.serving.shared_memory_layout import (
     write_answer,
     write_request,
 )
+from skerry_agent.serving.slots import Rooms
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -35,6 +36,10 @@ class ServerRegion:
     Args:
         geometry: What lies where.
         names: Class names, as ``geometry.names_bytes`` counts them.
+
+    Attributes:
+        geometry: As given.
+        rooms: Views of the memory; none of a slot once it is closed.
 
     Raises:
         OSError: No memory.
@@ -52,31 +57,15 @@ class ServerRegion:
             os.close(self.descriptor)
             raise
         self._map[: len(names)] = names
-        rows, g = geometry.rows, geometry
-        starts = [g.slot_offset(slot) for slot in range(g.slots)]
-        self._inputs = [self._floats(start + INPUT_OFFSET, (rows, *g.shape)) for start in starts]
-        self._scores = [self._floats(start + g.scores_offset, (rows, g.classes)) for start in starts]
-        self._features = [self._floats(start + g.features_offset, (rows, g.features)) for start in starts]
-        self._starts = starts
+        self._starts = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
+        self.rooms = _rooms(self._map, geometry)
 
     def read_header(self, slot: int) -> RequestHeader:
         """A copy of the request header, read once; raises SchemaError."""
         return read_request(self._map, self._starts[slot])
 
-    def copy_input(self, slot: int, rows: int) -> Floats:
-        """A copy of the first rows of input, which the client cannot change any more."""
-        copy: Floats = self._inputs[slot][:rows].copy()
-        return copy
-
-    def write_answer(self, slot: int, header: AnswerHeader, scores: Floats, features: Floats) -> None:
-        """Write scores [rows, classes] and features [rows, F] of at most ``geometry.rows`` rows, and their header."""
-        rows = len(scores)
-        self._scores[slot][:rows] = scores
-        self._features[slot][:rows] = features
-        self.write_header(slot, header)
-
     def write_header(self, slot: int, header: AnswerHeader) -> None:
-        """Write the answer header alone."""
+        """Write an answer header."""
         write_answer(self._map, self._starts[slot] + REQUEST_BYTES, header)
 
     def close(self) -> None:
@@ -84,11 +73,8 @@ class ServerRegion:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-            self._inputs, self._scores, self._features = [], [], []
+            self.rooms = Rooms((), (), (), ())
             self._map.close()
-
-    def _floats(self, offset: int, shape: tuple[int, ...]) -> Floats:
-        return np.ndarray(shape, dtype=np.float32, buffer=self._map, offset=offset)
 
 
 class ClientRegion:
@@ -97,6 +83,11 @@ class ClientRegion:
     Args:
         geometry: From the server.
         descriptor: Of the memory; taken over.
+
+    Attributes:
+        geometry: As given.
+        classes: Class names.
+        rooms: Views of the memory; none of a slot once it is closed.
 
     Raises:
         OSError: It is smaller than the geometry says, or cannot be mapped.
@@ -113,9 +104,7 @@ class ClientRegion:
         names = bytes(self._map[: g.names_bytes]).decode(errors="replace")
         self.classes = tuple(names.split("\0")[:-1])
         self._starts = [g.slot_offset(slot) for slot in range(g.slots)]
-        self.inputs = [self._floats(start + INPUT_OFFSET, (g.rows, *g.shape)) for start in self._starts]
-        self._scores = [self._floats(start + g.scores_offset, (g.rows, g.classes)) for start in self._starts]
-        self._features = [self._floats(start + g.features_offset, (g.rows, g.features)) for start in self._starts]
+        self.rooms = _rooms(self._map, g)
 
     def write_header(self, slot: int, header: RequestHeader) -> None:
         """Write the request header."""
@@ -127,16 +116,28 @@ class ClientRegion:
 
     def outputs(self, slot: int, rows: int) -> tuple[Floats, Floats]:
         """Copies of scores [rows, classes] and features [rows, F], read-only."""
-        scores: Floats = self._scores[slot][:rows].copy()
-        features: Floats = self._features[slot][:rows].copy()
+        scores: Floats = self.rooms.scores[slot][:rows].copy()
+        features: Floats = self.rooms.features[slot][:rows].copy()
         scores.flags.writeable = False
         features.flags.writeable = False
         return scores, features
 
     def close(self) -> None:
         """Unmap."""
-        self.inputs, self._scores, self._features = [], [], []
+        self.rooms = Rooms((), (), (), ())
         self._map.close()
 
-    def _floats(self, offset: int, shape: tuple[int, ...]) -> Floats:
-        return np.ndarray(shape, dtype=np.float32, buffer=self._map, offset=offset)
+
+def _rooms(memory: mmap.mmap, geometry: Geometry) -> Rooms:
+    g = geometry
+    starts = [g.slot_offset(slot) for slot in range(g.slots)]
+
+    def floats(offset: int, shape: tuple[int, ...]) -> tuple[Floats, ...]:
+        return tuple(np.ndarray(shape, dtype=np.float32, buffer=memory, offset=start + offset) for start in starts)
+
+    return Rooms(
+        tuple(np.ndarray((INPUT_OFFSET,), dtype=np.uint8, buffer=memory, offset=start) for start in starts),
+        floats(INPUT_OFFSET, (g.rows, *g.shape)),
+        floats(g.scores_offset, (g.rows, g.classes)),
+        floats(g.features_offset, (g.rows, g.features)),
+    )

@@ -24,7 +24,7 @@ from skerry_agent.training.labelled_store import LabelledStore
 def metrics(engine: Engine, tmp_path: Path) -> dict[str, float]:
     """Samples of a scrape by name and labels."""
     desk = LabelDesk(
-        RecentRequests(1),
+        RecentRequests(1, 1 << 20),
         open_store=lambda: LabelledStore(tmp_path / "labels.sqlite", 1),
         open_sink=lambda: pytest.fail("nothing is reported"),
     )

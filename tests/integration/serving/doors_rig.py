@@ -69,7 +69,7 @@ def open_doors(root: Path, release: TinyRelease | None = RELEASE) -> Iterator[Do
         install(layout, release)
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(Engine.open(root, open_sink=Nowhere, follow=False))
-        recent = RecentRequests(1000)
+        recent = RecentRequests(1000, 1 << 20)
         labels = LabelDesk(recent, open_store=lambda: LabelledStore(layout.labelled, 100), open_sink=sink)
         stack.callback(labels.close)
         core = ServingCore(engine, recent=recent, labels=labels)

@@ -215,7 +215,7 @@ def test_headers_that_lie(raw: RawClient, client: SharedMemoryClient, written: b
     answer = region.read_header(0)
     assert answer.status == layout.Status.INVALID
     assert says in answer.error
-    region.inputs[0][:] = some_input()
+    region.rooms.inputs[0][:] = some_input()
     raw.write(region, header())
     raw.ring()
     assert region.read_header(0).status == layout.Status.OK

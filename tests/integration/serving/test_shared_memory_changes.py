@@ -67,7 +67,9 @@ class FakeCore:
     def refuse(self, error: InputError) -> None:
         self.refused.append(error)
 
-    def predict(self, x: Any, request_id: str, deadline_us: float | None) -> Prediction:
+    def predict(
+        self, x: Any, request_id: str, deadline_us: float | None, checked: ModelSpec | None = None
+    ) -> Prediction:
         if self.error is not None:
             raise self.error
         spec = self.answering or self.spec

@@ -42,7 +42,7 @@ def open_outbox(folder: Path) -> Outbox:
 
 def desk(folder: Path, sink: LabelSink) -> LabelDesk:
     return LabelDesk(
-        RecentRequests(10),
+        RecentRequests(10, 1 << 20),
         open_store=lambda: LabelledStore(folder / "labelled.sqlite", 100),
         open_sink=lambda: sink,
     )

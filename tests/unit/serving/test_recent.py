@@ -16,7 +16,7 @@ def request(rows: int = 1, elements: int = 4) -> AnsweredRequest:
 
 
 def test_the_oldest_go_when_there_are_too_many_rows() -> None:
-    recent = RecentRequests(row_limit=5)
+    recent = RecentRequests(row_limit=5, byte_limit=1 << 20)
     recent.add("one", request(2))
     recent.add("two", request(3))
     assert recent.find("one") is not None
@@ -34,14 +34,14 @@ def test_bytes_are_bounded_too() -> None:
 
 
 def test_a_request_larger_than_the_ring_is_not_remembered() -> None:
-    recent = RecentRequests(row_limit=5)
+    recent = RecentRequests(row_limit=5, byte_limit=1 << 20)
     recent.add("one", request(1))
     recent.add("big", request(6))
     assert len(recent) == 0
 
 
 def test_a_reused_id_names_the_newest() -> None:
-    recent = RecentRequests(row_limit=5)
+    recent = RecentRequests(row_limit=5, byte_limit=1 << 20)
     first, second = request(2), request(3)
     recent.add("same", first)
     recent.add("same", second)
@@ -52,7 +52,7 @@ def test_a_reused_id_names_the_newest() -> None:
 
 def test_what_waits_to_be_put_in_order_is_bounded() -> None:
     """Nobody asks for a label, and still no more inputs are held than the limits and what may wait."""
-    recent = RecentRequests(row_limit=3)
+    recent = RecentRequests(row_limit=3, byte_limit=1 << 20)
     held = []
     for index in range(500):
         one = request()
@@ -69,7 +69,7 @@ def test_what_waits_to_be_put_in_order_is_bounded() -> None:
 
 
 def test_under_threads_nothing_is_lost() -> None:
-    recent = RecentRequests(row_limit=100_000)
+    recent = RecentRequests(row_limit=100_000, byte_limit=1 << 20)
 
     def add(name: int) -> None:
         for index in range(2000):
