@@ -7,7 +7,8 @@ Every contender answers the same requests in turns (interleaved), so that a busy
 - ``session.run``: onnxruntime alone, with the engine's session settings: the limit;
 - the engine in process; the shared-memory, gRPC and HTTP doors of a real serving process; tritonclient on gRPC;
 - bare servers in processes of their own that send the answer's bytes back, over shared memory, gRPC and ASGI: what the
-  ways in cost by themselves, without a model;
+  ways in cost by themselves, without a model; and one over shared memory with ``session.run`` and nothing else, no copy
+  and no check: the limit of a model in another process;
 - with ``--peers``: other model servers with the same ONNX file (see ``inference_peers.py``).
 
 Then hot swaps under load (see ``inference_swaps.py``), and what counting for drift costs.
@@ -128,6 +129,8 @@ def _bench_network(network: Network, root: Path, rounds: int, skipped: dict[str,
     layout = install(network, root)
     x = np.random.default_rng(0).normal(size=(1, *network.shape)).astype(np.float32)
     session = session_of(network)
+    bare = root / "network.onnx"
+    bare.write_bytes(network.onnx)
     with ExitStack() as stack:
         engine = stack.enter_context(Engine.open(root / "in-process"))
         command = [sys.executable, "-m", "skerry_agent.serving", str(layout.root)]
@@ -139,6 +142,7 @@ def _bench_network(network: Network, root: Path, rounds: int, skipped: dict[str,
             "engine": lambda: engine.infer(x).scores,
             "shared memory": lambda: memory.infer(x).scores,
             "memory echo": memory_echo_call(stack.enter_context(echo("memory")), x),
+            "bare server": memory_echo_call(stack.enter_context(echo("memory", bare)), x),
             "gRPC door": grpc_call(ports["grpc_port"], "ModelInfer", x),
             "gRPC echo": grpc_call(stack.enter_context(echo("grpc")), "Echo", x),
             "HTTP door": http_call(ports["http_port"], x),
@@ -155,7 +159,8 @@ def _bench_network(network: Network, root: Path, rounds: int, skipped: dict[str,
         for name, got in answers.items():
             if got is not None and not np.allclose(got, wanted, atol=1e-4):
                 raise SystemExit(f"{network.name}: {name} gives other scores than session.run")
-        turns = {name: _timer(call) for name, call in contenders.items()} | {"shared memory, C": c_client.turn}
+        turns = {name: _timer(call) for name, call in contenders.items()}
+        turns |= {"shared memory, C": c_client.turn, "shared memory, C, in place": c_client.turn_in_place}
         times = _interleave(turns, rounds)
         rss = resident_mb(doors.pid)
     return _network_rows(network.name, times, rss) + _peer_rows(network.name, times, peers)
@@ -194,8 +199,15 @@ def _network_rows(network: str, times: dict[str, list[list[float]]], rss: float)
     rows = [
         # The check of 602 kB is bound by memory: the goal is for a request whose own cost is what is seen.
         row("engine in process", "engine", 5 if "CNN" in network else None, "session.run"),
-        row("shared-memory door", "shared memory", MEMORY_GOALS[network], "session.run", "memory echo"),
-        row("shared-memory door, from C", "shared memory, C", MEMORY_GOALS[network], "session.run", "memory echo"),
+        *(
+            row(what, name, MEMORY_GOALS[network], "session.run", "memory echo", "bare server")
+            for what, name in (
+                ("shared-memory door", "shared memory"),
+                ("shared-memory door, from C", "shared memory, C"),
+                ("the same, input made in place", "shared memory, C, in place"),
+            )
+        ),
+        row("bare server over shared memory", "bare server", None, "session.run", "memory echo"),
         row("gRPC door", "gRPC door", 500, "session.run", "gRPC echo"),
         row("HTTP door, binary", "HTTP door", None, "session.run", "HTTP echo"),
         row("tritonclient, gRPC door", "tritonclient gRPC", None, "session.run", "gRPC echo"),

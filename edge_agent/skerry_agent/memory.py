@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 from pathlib import Path
 
 _MADV_DONTNEED = 4
+_MLOCK_ONFAULT = 1
 _M_ARENA_MAX = -8
 #: Enough for doors that hold the interpreter's lock.
 ARENAS = 2
@@ -43,13 +45,18 @@ def forget_code() -> None:
     """Unmap the code of libraries (madvise(2)); what is used again comes back page by page, from the page cache.
 
     Only code is touched: those pages are mapped read-only from files and were never written, so nothing can be lost.
-    To be called before memory is locked.
+    Code that is locked in memory is locked again, page by page as it comes back (mlock2(2)).
     """
     with contextlib.suppress(OSError, AttributeError, ValueError):
         library = ctypes.CDLL(None, use_errno=True)
-        library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        forget, unlock, lock = library.madvise, library.munlock, library.mlock2
+        forget.argtypes = lock.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        unlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
         for start, end in _code(_MAPS.read_text()):
-            library.madvise(start, end - start, _MADV_DONTNEED)
+            if forget(start, end - start, _MADV_DONTNEED) != 0 and ctypes.get_errno() == errno.EINVAL:
+                unlock(start, end - start)
+                forget(start, end - start, _MADV_DONTNEED)
+                lock(start, end - start, _MLOCK_ONFAULT)
 
 
 def _code(maps: str) -> list[tuple[int, int]]:

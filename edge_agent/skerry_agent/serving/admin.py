@@ -52,11 +52,15 @@ class ServingAdmin:
     Args:
         engine: Whose releases are swapped.
         status: Gives the status message.
+        clear_up: Called after each activation, refused ones as well: loading a release leaves much behind.
     """
 
-    def __init__(self, engine: Activates, status: Callable[[], ServingStatus]) -> None:
+    def __init__(
+        self, engine: Activates, status: Callable[[], ServingStatus], *, clear_up: Callable[[], None] = lambda: None
+    ) -> None:
         self._engine = engine
         self._status = status
+        self._clear_up = clear_up
 
     def answer(self, data: bytes) -> bytes:
         """The serialized AdminReply to a serialized AdminRequest; never raises."""
@@ -87,7 +91,10 @@ class ServingAdmin:
     def _activate(self, slot: str, release_id: str) -> None:
         if slot not in ("a", "b"):
             raise WireError("slot", expected="a or b", got=slot[:20])
-        self._engine.activate(cast("SlotName", slot), release_id=release_id)
+        try:
+            self._engine.activate(cast("SlotName", slot), release_id=release_id)
+        finally:
+            self._clear_up()
 
 
 class AdminDoor:

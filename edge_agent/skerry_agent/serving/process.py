@@ -66,8 +66,7 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
         isolation = ["off"] if config.isolation == "off" else [pin(plan_cores(_allowed_cores(), config.serving_cores))]
         engine = stack.enter_context(Engine.open(layout.root, config=config, follow=False))
         labels = stack.enter_context(contextlib.closing(_label_desk(layout, config)))
-        give_memory_back()
-        forget_code()
+        _clear_up()
         if config.isolation != "off":
             # Before the doors: the threads that they and gRPC start inherit it.
             isolation += isolate_serving()
@@ -95,6 +94,12 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
             if not doors.shared_memory.alive:
                 raise DeviceError("the door of shared memory has ended", remedy="see the log; serving starts again")
         _log.info("stopping: requests under way are finished")
+
+
+def _clear_up() -> None:
+    """Keep what answers need of what loading a release has made resident."""
+    give_memory_back()
+    forget_code()
 
 
 def _publish_latencies(stack: contextlib.ExitStack, engine: Engine, layout: AgentLayout) -> None:
@@ -155,7 +160,8 @@ class _Doors:
             undo.callback(self.grpc.stop)
             self.shared_memory = SharedMemoryDoor(core, layout.shared_memory_socket)
             undo.callback(self.shared_memory.stop)
-            self._admin = AdminDoor(ServingAdmin(engine, self._status).answer, layout.serving_socket)
+            admin = ServingAdmin(engine, self._status, clear_up=_clear_up)
+            self._admin = AdminDoor(admin.answer, layout.serving_socket)
             undo.pop_all()
 
     def start(self) -> None:

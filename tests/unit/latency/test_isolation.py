@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Collection
 
@@ -147,3 +149,41 @@ def test_code_that_was_forgotten_comes_back() -> None:
     forget_code()
     assert sum(range(1000)) == 499_500
     assert len(os.urandom(8)) == 8
+
+
+def test_locked_code_is_forgotten_too_and_stays_locked() -> None:
+    """In a process of its own: pages of its libraries go, what comes back is locked."""
+    program = """
+import re, sys
+from pathlib import Path
+import numpy
+from skerry_agent.isolation import LinuxKernel
+from skerry_agent.memory import forget_code
+
+def kilobytes(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+def code_flags():
+    text = Path("/proc/self/smaps").read_text()
+    return re.findall(r" r-xp [^\\n]* /[^\\n]*\\n(?:\\w+:[^\\n]*\\n)*?VmFlags: ([^\\n]*)", text)
+
+numpy.linalg.inv(numpy.eye(50))
+try:
+    LinuxKernel().lock_memory()
+except OSError:
+    sys.exit(77)
+before, locked = kilobytes("RssFile"), kilobytes("VmLck")
+forget_code()
+after = kilobytes("RssFile")
+assert after < before - 1000, (before, after)
+numpy.linalg.inv(numpy.eye(50))
+assert locked > 10_000
+assert abs(kilobytes("VmLck") - locked) < 1000, (locked, kilobytes("VmLck"))
+flags = code_flags()
+assert len(flags) > 5
+assert all(" lo" in each for each in flags), flags
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 77:
+        pytest.skip("memory may not be locked here")
+    assert done.returncode == 0, done.stderr

@@ -74,6 +74,19 @@ def test_status_and_activation(path: Path, engine: Engine, wait_until: Wait) -> 
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_what_loading_left_behind_is_cleared_up_once_an_activation(engine: Engine) -> None:
+    cleared: list[int] = []
+    admin = ServingAdmin(engine, lambda: ServingStatus(), clear_up=lambda: cleared.append(len(engine.activated)))
+    admin.answer(AdminRequest(status=ServingStatusRequest()).SerializeToString())
+    admin.answer(activate("z"))
+    assert cleared == []
+    admin.answer(activate("a"))
+    assert cleared == [1]  # after the release answers
+    engine.raises = ArtifactError("r1", "golden")
+    admin.answer(activate("b"))
+    assert cleared == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "raises", "code", "says"),
     [
