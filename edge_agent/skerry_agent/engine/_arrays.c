@@ -105,7 +105,49 @@ static PyObject *seal(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
+static PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    npy_intp dims[NPY_MAXDIMS];
+    if (count != 5 || !PyBytes_Check(args[0]) || !PyTuple_Check(args[2]) || PyTuple_GET_SIZE(args[2]) > NPY_MAXDIMS) {
+        PyErr_SetString(PyExc_TypeError, "rows_of(data, offset, shape, least, most)");
+        return NULL;
+    }
+    Py_ssize_t offset = PyLong_AsSsize_t(args[1]), size = PyBytes_GET_SIZE(args[0]);
+    double least = PyFloat_AsDouble(args[3]), most = PyFloat_AsDouble(args[4]);
+    int rank = (int)PyTuple_GET_SIZE(args[2]);
+    Py_ssize_t values = 1;
+    for (int i = 0; i < rank && !PyErr_Occurred(); i++) {
+        dims[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(args[2], i));
+        if (dims[i] < 0 || (dims[i] > 0 && values > size / dims[i])) /* never more values than bytes */
+            values = -1;
+        if (values < 0)
+            break;
+        values *= dims[i];
+    }
+    if (PyErr_Occurred())
+        return NULL;
+    if (values < 0 || offset < 0 || offset > size || values > (size - offset) / (Py_ssize_t)sizeof(float)) {
+        PyErr_SetString(PyExc_ValueError, "the data are shorter than the shape");
+        return NULL;
+    }
+    PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(rank, dims, NPY_FLOAT32);
+    if (array == NULL)
+        return NULL;
+    float *target = PyArray_DATA(array);
+    const char *source = PyBytes_AS_STRING(args[0]) + offset;
+    int inside;
+    if (values > LONG_CHECK) {
+        Py_BEGIN_ALLOW_THREADS
+        inside = copy_and_check(target, source, values, (float)least, (float)most);
+        Py_END_ALLOW_THREADS
+    } else {
+        inside = copy_and_check(target, source, values, (float)least, (float)most);
+    }
+    return Py_BuildValue("NO", array, inside ? Py_True : Py_False);
+}
+
 static PyMethodDef functions[] = {
+    {"rows_of", (PyCFunction)(void (*)(void))rows_of, METH_FASTCALL, NULL},
     {"within", (PyCFunction)(void (*)(void))within, METH_FASTCALL, NULL},
     {"fill", (PyCFunction)(void (*)(void))fill, METH_FASTCALL, NULL},
     {"copies", copies, METH_O, NULL},

@@ -3,6 +3,7 @@
 #define SKERRY_WITHIN_H
 
 #include <Python.h>
+#include <string.h>
 
 /* Values that are looked at before the result is: 16 KiB, which the nearest cache holds. */
 enum { BLOCK = 4096 };
@@ -19,6 +20,19 @@ WIDEST static int block_is_within(const float *value, Py_ssize_t count, float le
     for (Py_ssize_t i = 0; i < count; i++)
         outside |= !(value[i] >= least) | !(value[i] <= most); /* both are false for a NaN */
     return !outside;
+}
+
+/* Copies values, which need not be aligned, and checks each block of the copy while it is in the nearest cache. Somebody
+ * else may write to the source meanwhile: only what was copied counts. */
+static inline int copy_and_check(float *copy, const void *source, Py_ssize_t count, float least, float most)
+{
+    int within = 1;
+    for (Py_ssize_t start = 0; start < count; start += BLOCK) {
+        Py_ssize_t length = count - start < BLOCK ? count - start : BLOCK;
+        memcpy(copy + start, (const char *)source + start * (Py_ssize_t)sizeof(float), (size_t)length * sizeof(float));
+        within &= block_is_within(copy + start, length, least, most);
+    }
+    return within;
 }
 
 #endif

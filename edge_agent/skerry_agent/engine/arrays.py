@@ -7,6 +7,7 @@ below do the same, a little slower: :data:`COMPILED` says which, and one test su
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, cast
 
 import numpy as np
@@ -31,6 +32,16 @@ class Arrays(Protocol):
 
     def seal(self, *arrays: Floats) -> None:
         """Make them read-only."""
+        ...
+
+    def rows_of(
+        self, data: bytes, offset: int, shape: tuple[int, ...], least: float, most: float, /
+    ) -> tuple[Floats, bool]:
+        """A copy, aligned, of the little-endian values of ``shape`` at ``offset`` of ``data``; and :meth:`within`.
+
+        Raises:
+            ValueError: There are not so many.
+        """
         ...
 
 
@@ -67,6 +78,17 @@ class NumpyArrays:
             _check(array)
             array.setflags(write=False)
 
+    def rows_of(
+        self, data: bytes, offset: int, shape: tuple[int, ...], least: float, most: float, /
+    ) -> tuple[Floats, bool]:
+        """See :class:`Arrays`."""
+        count = math.prod(shape)
+        if min(shape, default=0) < 0 or not 0 <= offset <= len(data) - 4 * count:
+            raise ValueError("the data are shorter than the shape")
+        values = np.frombuffer(data, dtype="<f4", count=count, offset=offset) if count else np.zeros(0, np.float32)
+        array: Floats = np.array(values, dtype=np.float32).reshape(shape)
+        return array, self.within(array, least, most)
+
 
 def _check(array: object) -> None:
     if not isinstance(array, np.ndarray) or array.dtype.type is not np.float32:
@@ -83,3 +105,4 @@ def _best() -> tuple[Arrays, bool]:
 
 _ARRAYS, COMPILED = _best()
 within, fill, copies, seal = _ARRAYS.within, _ARRAYS.fill, _ARRAYS.copies, _ARRAYS.seal
+rows_of = _ARRAYS.rows_of

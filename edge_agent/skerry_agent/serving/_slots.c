@@ -46,19 +46,6 @@ _Static_assert(sizeof(struct head) == 8, "head");
 _Static_assert(sizeof(struct request) == 160, "request");
 _Static_assert(sizeof(struct answer) == 288, "answer");
 
-/* Copies, and checks each block of the copy while it is in the nearest cache. The client may write meanwhile: only what
- * was copied counts. */
-static int copy_and_check(float *copy, const float *source, Py_ssize_t count, float least, float most)
-{
-    int within = 1;
-    for (Py_ssize_t start = 0; start < count; start += BLOCK) {
-        Py_ssize_t length = count - start < BLOCK ? count - start : BLOCK;
-        memcpy(copy + start, source + start, (size_t)length * sizeof(float));
-        within &= block_is_within(copy + start, length, least, most);
-    }
-    return within;
-}
-
 /* The array of a slot in one of the rooms, or NULL with an error. */
 static PyArrayObject *room_of(PyObject *rooms, int which, Py_ssize_t slot)
 {

@@ -1,8 +1,8 @@
 """One connection of the gRPC door without the socket: what HTTP/2 and gRPC's framing make of its bytes.
 
 HTTP/2 is nghttp2's (``_http2.c``), which is there where its headers and a compiler were when the agent was installed;
-elsewhere :data:`COMPILED` is False, and the door is grpcio's (:mod:`.grpcio_door`). Both answer the same requests in the
-same way; this one takes half the time, and needs neither a thread for each request nor 15 MB.
+elsewhere :data:`COMPILED` is False, and the door is grpcio's (:mod:`.grpcio_door`). Both answer the same requests in
+the same way; this one takes half the time, and needs neither a thread for each request nor 15 MB.
 
 Sources: RFC 9113; "gRPC over HTTP/2" (grpc/doc/PROTOCOL-HTTP2.md).
 """
@@ -168,7 +168,7 @@ def decompress(message: bytes, encoding: bytes, limit: int) -> bytes:
     except zlib.error as error:
         raise CompressionError(f"the message is not {encoding.decode()}: {error}") from error
     if len(data) > limit:
-        raise OverflowError(f"the message is longer than {limit} bytes")
+        raise OverflowError(f"the message is larger than {limit} bytes")
     if not stream.eof:
         raise CompressionError(f"the message is not {encoding.decode()}: it ends too early")
     return data

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from skerry_agent.engine.errors import SchemaError
+from skerry_agent.engine.model import ModelSpec
+from skerry_agent.engine.prediction import Prediction
 from skerry_agent.serving.call import Array, InferAnswer, InferCall, check_deadline
 from skerry_agent.serving.oip_json import DEADLINE, NAMES, RUNG, VARIANT, check_tensor_header
 from skerry_contract.oip import open_inference_pb2 as oip
@@ -25,6 +29,13 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
+
+
+#: Plain requests that are remembered, and the longest bytes before the values of one.
+PLAIN_REQUESTS = 64
+PLAIN_HEAD_BYTES = 4096
+#: Tags of the fields ``id`` and ``raw_output_contents`` of an answer.
+_ID, _RAW = b"\x1a", b"\x32"
 
 
 def decode_request(request: oip.ModelInferRequest) -> InferCall:
@@ -68,6 +79,96 @@ def encode_answer(answer: InferAnswer, *, typed: bool) -> oip.ModelInferResponse
         else:
             response.raw_output_contents.append(values.astype("<f4", copy=False).tobytes())
     return response
+
+
+class PlainRequest(NamedTuple):
+    """What the messages of one client have in common as long as it asks for the same: all but the values.
+
+    Attributes:
+        head: The bytes before the values.
+        spec: Of the release that the request was checked against.
+        shape: Of the values, rows first.
+        deadline_us: As :class:`InferCall`.
+    """
+
+    head: bytes
+    spec: ModelSpec
+    shape: tuple[int, ...]
+    deadline_us: float | None
+
+
+class PlainRequests:
+    """Recognises requests that are like an earlier one but for their values, so that nothing is taken apart again.
+
+    Such a message is the earlier one's bytes up to the values, and then as many values: one input as raw contents, no
+    id, both outputs. Safe for threads: an entry is looked up and set in one step.
+    """
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, PlainRequest] = {}
+
+    def find(self, data: bytes, spec: ModelSpec | None) -> PlainRequest | None:
+        """What ``data`` is like, if it is like anything that this release was asked."""
+        plain = self._by_size.get(len(data))
+        return plain if plain is not None and plain.spec is spec and data.startswith(plain.head) else None
+
+    def learn(self, data: bytes, request: oip.ModelInferRequest, call: InferCall, spec: ModelSpec) -> None:
+        """Remember a request that was answered."""
+        if request.id or request.outputs or len(request.raw_input_contents) != 1:
+            return
+        raw, shape = request.raw_input_contents[0], call.inputs[spec.input.name].shape
+        if request.inputs[0].datatype != "FP32" or len(shape) != len(spec.input.shape) + 1 or not data.endswith(raw):
+            return
+        head = data[: len(data) - len(raw)]
+        # The last field is these values, and not something else that ends with the same bytes.
+        field = oip.ModelInferRequest(raw_input_contents=[raw]).SerializeToString()
+        if len(head) > PLAIN_HEAD_BYTES or not data.endswith(field):
+            return
+        if len(self._by_size) >= PLAIN_REQUESTS:
+            self._by_size.clear()
+        self._by_size[len(data)] = PlainRequest(head, spec, shape, call.deadline_us)
+
+
+def encode_plain(spec: ModelSpec, prediction: Prediction) -> bytes:
+    """The serialized answer to a plain request, as :func:`encode_answer` writes it."""
+    scores, features = prediction.scores, prediction.features
+    form = (spec.task, prediction.release_id, prediction.variant, prediction.rung)
+    head = _plain_head(*form, spec.scores.name, scores.shape, spec.features.name, features.shape)
+    name = prediction.request_id.encode()
+    first, second = scores.tobytes(), features.tobytes()
+    outputs = (_RAW, _varint(len(first)), first, _RAW, _varint(len(second)), second)
+    return b"".join((head, _ID, _varint(len(name)), name, *outputs))
+
+
+@functools.lru_cache(maxsize=64)
+def _plain_head(
+    model: str,
+    release_id: str,
+    variant: str,
+    rung: int,
+    scores: str,
+    scores_shape: tuple[int, ...],
+    features: str,
+    features_shape: tuple[int, ...],
+) -> bytes:
+    """The serialized fields of an answer but its id and values; fields of a message may stand in any order."""
+    response = oip.ModelInferResponse(model_name=model, model_version=release_id)
+    response.parameters[VARIANT].string_param = variant
+    response.parameters[RUNG].int64_param = rung
+    response.outputs.add(name=scores, datatype="FP32", shape=scores_shape)
+    response.outputs.add(name=features, datatype="FP32", shape=features_shape)
+    return response.SerializeToString()
+
+
+@functools.lru_cache(maxsize=256)
+def _varint(value: int) -> bytes:
+    """Base-128, as protobuf writes lengths (protobuf.dev/programming-guides/encoding)."""
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
 
 
 def _raw(tensor: oip.ModelInferRequest.InferInputTensor, data: bytes, field: str) -> Array:

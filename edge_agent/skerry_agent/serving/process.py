@@ -32,7 +32,7 @@ from skerry_agent.policy.cores import plan_cores
 from skerry_agent.policy.live_latency import LatencyPublisher
 from skerry_agent.serving.admin import AdminDoor, ServingAdmin
 from skerry_agent.serving.core import ServingCore
-from skerry_agent.serving.grpc_door import GrpcDoor
+from skerry_agent.serving.grpc_door import open_grpc_door
 from skerry_agent.serving.http_app import create_app
 from skerry_agent.serving.http_door import HttpDoor
 from skerry_agent.serving.labels import LabelDesk
@@ -91,6 +91,8 @@ def run(layout: AgentLayout, stop: threading.Event) -> None:
             labels.labels.report()
             if not doors.http.alive:
                 raise DeviceError("the HTTP door has ended", remedy="see the log; the supervisor starts serving again")
+            if not doors.grpc.alive:
+                raise DeviceError("the gRPC door has ended", remedy="see the log; the supervisor starts serving again")
             if not doors.shared_memory.alive:
                 raise DeviceError("the door of shared memory has ended", remedy="see the log; serving starts again")
         _log.info("stopping: requests under way are finished")
@@ -156,7 +158,7 @@ class _Doors:
         with contextlib.ExitStack() as undo:
             self.http = HttpDoor(app, host=config.host, port=config.http_port)
             undo.callback(self.http.stop)
-            self.grpc = GrpcDoor(core, version=version, host=config.host, port=config.grpc_port)
+            self.grpc = open_grpc_door(core, version=version, host=config.host, port=config.grpc_port)
             undo.callback(self.grpc.stop)
             self.shared_memory = SharedMemoryDoor(core, layout.shared_memory_socket)
             undo.callback(self.shared_memory.stop)

@@ -13,7 +13,7 @@ from integration.engine.tiny_bundle import TinyRelease, enrol, install
 from skerry_agent.config import AgentLayout
 from skerry_agent.engine.engine import Engine
 from skerry_agent.serving.core import ServingCore
-from skerry_agent.serving.grpc_door import GrpcDoor
+from skerry_agent.serving.grpc_door import GrpcDoor, open_grpc_door
 from skerry_agent.serving.http_app import create_app
 from skerry_agent.serving.http_door import HttpDoor
 from skerry_agent.serving.labels import LabelDesk, LabelSink
@@ -76,7 +76,7 @@ def open_doors(root: Path, release: TinyRelease | None = RELEASE) -> Iterator[Do
         app = create_app(core, version="1", metrics=lambda _: (b"", "text/plain"), status=dict)
         http = HttpDoor(app, host="127.0.0.1", port=0)
         stack.callback(http.stop)
-        grpc_door = GrpcDoor(core, version="1", host="127.0.0.1", port=0)
+        grpc_door = open_grpc_door(core, version="1", host="127.0.0.1", port=0)
         stack.callback(grpc_door.stop)
         shared_memory = SharedMemoryDoor(core, layout.shared_memory_socket)
         stack.callback(shared_memory.stop)

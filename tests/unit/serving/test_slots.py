@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -425,6 +425,7 @@ class TestAsk:
     def test_a_signal_is_looked_at_while_it_waits(self, kind: Slots, memory: Memory) -> None:
         """A handler that raises ends the wait; one that returns does not."""
         seen: list[int] = []
+        main = threading.main_thread().native_id
 
         def handler(number: int, _: object) -> None:
             seen.append(number)
@@ -435,7 +436,10 @@ class TestAsk:
             memory.server.setblocking(True)
             for _ in range(2):
                 memory.server.recv(1)
-                os.kill(os.getpid(), signal.SIGUSR1)
+                until = time.monotonic() + 10
+                while _state(main) != "S" and time.monotonic() < until:  # it is on its way into recv(2)
+                    pass
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
         memory.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
         before = signal.signal(signal.SIGUSR1, handler)
@@ -451,3 +455,8 @@ class TestAsk:
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert len(seen) == 2
+
+
+def _state(thread: int | None) -> str:
+    """Of a thread of this process, as proc(5) names it."""
+    return Path(f"/proc/self/task/{thread}/stat").read_text().rsplit(")", 1)[1].split()[0]
