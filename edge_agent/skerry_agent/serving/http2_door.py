@@ -231,12 +231,15 @@ class Http2Door:
             self._held += held - client.held
             client.held = held
             if self._held > self._held_bytes:
-                self._let_go()
+                self._let_go(client)
 
-    def _let_go(self) -> None:
-        """Put out whoever holds most."""
+    def _let_go(self, client: _Client) -> None:
+        """Put out whoever holds most; raises OSError if that is the one that is being served."""
         _log.warning("a client of gRPC is put out: requests that have not come whole hold %d bytes", self._held)
-        self._remove(max(self._clients.values(), key=lambda one: one.held))
+        largest = max(self._clients.values(), key=lambda one: one.held)
+        if largest is client:
+            raise ConnectionError("it holds most")
+        self._remove(largest)
 
     def _flush(self, client: _Client) -> None:
         """Send what can be sent; wait for the client's reading if it must read first."""
