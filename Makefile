@@ -25,8 +25,8 @@ help: ## Show this list
 
 install: $(STAMP) ## Make the virtual environment and install system packages that are missing
 
-$(STAMP): pyproject.toml constraints.txt scripts/install-system-packages.sh
-	scripts/install-system-packages.sh mosquitto
+$(STAMP): pyproject.toml setup.py constraints.txt scripts/install-system-packages.sh
+	scripts/install-system-packages.sh mosquitto --optional libnghttp2-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python scripts/compile_imports.py

@@ -2,6 +2,7 @@
 # Build the agent as a Debian package for this machine's architecture: dist/skerry-agent_<version>_<arch>.deb
 # usage: build-deb.sh [OUTPUT_FOLDER]      environment: PYTHON (default: the project's .venv), DEB_PYTHON (default 3.11),
 #        DEB_COMPRESSION (default xz; none, gzip, zstd: as dpkg-deb -Z)
+# needs:  dpkg-deb; for what is compiled of the agent gcc, Python's headers, and libnghttp2-dev for the gRPC door
 set -eu
 
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -34,6 +35,14 @@ wheel="$(ls "$stage"/wheel/skerry-*.whl)"
 # The other side of the wire has no place on a device.
 rm -rf "$library/bin" "$library/skerry_server" "$library/skerry_models" "$library/skerry_simulation"
 find "$library" -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -rf {} +
+# What is compiled is optional; a package with HTTP/2 in it needs the library that it was linked with.
+depends=""
+if [ -n "$(find "$library/skerry_agent/serving" -name '_http2.*.so')" ]; then
+    depends=", libnghttp2-14"
+else
+    echo "build-deb: HTTP/2 of the gRPC door is not compiled, this package has grpcio's instead;" \
+        "for it: apt-get install gcc libnghttp2-dev, and the headers of $python" >&2
+fi
 
 install -m 755 "$here/debian/skerry-agent" "$package/usr/bin/skerry-agent"
 install -m 644 "$here/systemd/skerry-agent.service" "$package/lib/systemd/system/skerry-agent.service"
@@ -47,7 +56,7 @@ install -m 755 "$here/debian/postinst" "$here/debian/prerm" "$here/debian/postrm
 echo /etc/default/skerry-agent > "$package/DEBIAN/conffiles"
 size="$(du -sk "$package" | cut -f1)"
 sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@SIZE@/$size/" -e "s/@PYTHON@/$wanted/" \
-    "$here/debian/control.in" > "$package/DEBIAN/control"
+    -e "s/@DEPENDS@/$depends/" "$here/debian/control.in" > "$package/DEBIAN/control"
 
 result="$output/skerry-agent_${version}_${architecture}.deb"
 dpkg-deb --root-owner-group "-Z${DEB_COMPRESSION:-xz}" -z1 --build "$package" "$result" >/dev/null

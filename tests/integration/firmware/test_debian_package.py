@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,7 +58,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def debian(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("debian") / "root"
     done = subprocess.run(
-        ["debootstrap", "--variant=minbase", "--include=python3,adduser,systemd", "bookworm", str(root)],
+        ["debootstrap", "--variant=minbase", "--include=python3,adduser,systemd,libnghttp2-14", "bookworm", str(root)],
         capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
@@ -76,6 +79,17 @@ def test_the_package_says_what_it_is(package: Path) -> None:
         assert absent not in names
 
 
+def test_it_depends_on_nghttp2_when_it_was_built_with_it(package: Path) -> None:
+    depends = subprocess.run(["dpkg-deb", "--field", package, "Depends"], capture_output=True, text=True, check=True)
+    names = subprocess.run(["dpkg-deb", "--contents", package], capture_output=True, text=True, check=True).stdout
+    compiled = re.search(r"/skerry_agent/serving/_http2\.\S+\.so$", names, re.MULTILINE) is not None
+    expected = ["python3 (>= 3.11)", "adduser", *(["libnghttp2-14"] if compiled else [])]
+    assert depends.stdout.strip().split(", ") == expected
+    headers = [Path("/usr/include/nghttp2/nghttp2.h"), Path(sysconfig.get_path("include"), "Python.h")]
+    if shutil.which("gcc") and all(header.exists() for header in headers):
+        assert compiled
+
+
 @pytest.mark.soak
 def test_installed_it_runs_and_its_unit_is_valid(debian: Path) -> None:
     version = chroot(debian, "skerry-agent", "version")
@@ -90,6 +104,14 @@ def test_installed_it_runs_and_its_unit_is_valid(debian: Path) -> None:
     assert chroot(debian, "id", "skerry-agent").returncode == 0
     home = (debian / HOME).stat()
     assert home.st_mode & 0o777 == 0o750
+
+
+@pytest.mark.soak
+def test_what_was_compiled_loads_there(debian: Path) -> None:
+    compiled = sorted((debian / "opt/skerry-agent/lib/skerry_agent").glob("*/_*.so"))
+    imports = "".join(f"import skerry_agent.{path.parent.name}.{path.name.split('.')[0]}\n" for path in compiled)
+    done = chroot(debian, "env", "PYTHONPATH=/opt/skerry-agent/lib", "python3", "-c", imports)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.soak
