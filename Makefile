@@ -25,7 +25,7 @@ help: ## Show this list
 
 install: $(STAMP) ## Make the virtual environment and install system packages that are missing
 
-$(STAMP): pyproject.toml setup.py constraints.txt scripts/install-system-packages.sh
+$(STAMP): pyproject.toml setup.py constraints.txt scripts/install-system-packages.sh $(wildcard edge_agent/skerry_agent/*/_*.[ch])
 	scripts/install-system-packages.sh mosquitto --optional libnghttp2-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
