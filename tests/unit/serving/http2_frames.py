@@ -1,6 +1,6 @@
 """A client of HTTP/2 for tests: frames made by hand, so that they can be wrong.
 
-HPACK is written as literals; what the server writes is read by nghttp2's own decoder, which is there where the server is.
+HPACK is written as literals; what the server writes is read by nghttp2's own decoder, which is where the server is.
 """
 
 from __future__ import annotations
@@ -219,9 +219,7 @@ class Client:
         self.server, self.socket = socket.socketpair()
         self.server.setblocking(False)
         self.socket.setblocking(False)
-        self.connection = http2.new_connection(
-            streams=streams, message_limit=message_limit, header_limit=header_limit
-        )
+        self.connection = http2.new_connection(streams=streams, message_limit=message_limit, header_limit=header_limit)
         self._inflate = Inflater()
         self._rest = b""
         self.say(PREFACE + settings() + SETTINGS_ACK if hello is None else hello)

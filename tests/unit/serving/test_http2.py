@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from skerry_agent.serving.http2 import CompressionError, Problem, Request, decompress, timeout_seconds
 
 PACK: dict[bytes, Callable[[bytes], bytes]] = {b"gzip": gzip.compress, b"deflate": zlib.compress}
-UNITS = {b"H": 3600, b"M": 60, b"S": 1, b"m": Fraction(1, 10**3), b"u": Fraction(1, 10**6), b"n": Fraction(1, 10**9)}
+UNITS: dict[bytes, Fraction | int] = {
+    b"H": 3600,
+    b"M": 60,
+    b"S": 1,
+    b"m": Fraction(1, 10**3),
+    b"u": Fraction(1, 10**6),
+    b"n": Fraction(1, 10**9),
+}
 
 encodings = st.sampled_from(sorted(PACK))
 
@@ -45,7 +52,21 @@ class TestTimeout:
 
     @pytest.mark.parametrize(
         "value",
-        [b"S", b"5", b"123456789S", b"-1S", b"+1S", b"1.5S", b" 1S", b"1S ", b"1 S", b"1s", b"1\xc2\xb5", b"\xb2S", b"1e3S"],
+        [
+            b"S",
+            b"5",
+            b"123456789S",
+            b"-1S",
+            b"+1S",
+            b"1.5S",
+            b" 1S",
+            b"1S ",
+            b"1 S",
+            b"1s",
+            b"1\xc2\xb5",
+            b"\xb2S",
+            b"1e3S",
+        ],
     )
     def test_anything_else_is_refused(self, value: bytes) -> None:
         with pytest.raises(ValueError, match="up to 8 digits"):

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from skerry_agent.serving import http2
+from skerry_agent.serving.http2 import Problem
 from unit.serving.http2_frames import (
     END_HEADERS,
     END_STREAM,
@@ -38,9 +41,6 @@ from unit.serving.http2_frames import (
     settings,
     window,
 )
-
-from skerry_agent.serving import http2
-from skerry_agent.serving.http2 import Problem
 
 compiled = pytest.mark.skipif(not http2.COMPILED, reason="nghttp2 or a compiler was not there at installation")
 ANSWER_HEAD = ((b":status", b"200"), (b"content-type", b"application/grpc"))
@@ -131,8 +131,12 @@ class TestRequests:
             pytest.param(fields_of(b"/", (b"grpc-encoding", b"e" * 32)), b"", Problem.BROKEN, id="long encoding"),
             pytest.param(fields_of(method=b"GET"), b"", Problem.NOT_GRPC, id="GET"),
             pytest.param(fields_of()[:-1], message(b""), Problem.NOT_GRPC, id="no content type"),
-            pytest.param(fields_of()[:-1] + ((b"content-type", b"application/json"),), b'{"a', Problem.NOT_GRPC, id="json"),
-            pytest.param(fields_of()[:-1] + ((b"content-type", b"application/grpcx"),), b"", Problem.NOT_GRPC, id="grpcx"),
+            pytest.param(
+                (*fields_of()[:-1], (b"content-type", b"application/json")), b'{"a', Problem.NOT_GRPC, id="json"
+            ),
+            pytest.param(
+                (*fields_of()[:-1], (b"content-type", b"application/grpcx")), b"", Problem.NOT_GRPC, id="grpcx"
+            ),
         ],
     )
     def test_problems_are_told_once_and_answered(
@@ -305,23 +309,22 @@ class TestEnds:
         client.say(request(1) + headers(3))
         client.connection.go_away()
         client.connection.go_away()
-        assert not client.connection.finished
         assert {ended([one]) for one in of(client.hear(), Type.GOAWAY)} == {Code.NO_ERROR}
         assert client.say(request(5)) == []
         client.connection.answer(1, b"one")
         assert body(client.hear(), 1) == message(b"one")
         assert len(client.say(data(3, message(b"")))) == 1
         client.connection.answer(3, b"three")
-        assert not client.connection.finished
+        before = client.connection.finished
         assert body(client.hear(), 3) == message(b"three")
-        assert client.connection.finished
+        assert (before, client.connection.finished) == (False, True)
         client.connection.go_away()
 
     def test_go_away_of_an_idle_connection_and_by_the_client(self, client: Client) -> None:
         client.connection.go_away()
-        assert (client.connection.idle, client.connection.finished) == (False, False)
+        before = (client.connection.idle, client.connection.finished)
         client.hear()
-        assert (client.connection.idle, client.connection.finished) == (True, True)
+        assert (before, client.connection.idle, client.connection.finished) == ((False, False), True, True)
         other = Client()
         other.say(frame(Type.GOAWAY, 0, 0, bytes(8) + b"bye"))
         assert other.connection.finished
@@ -426,7 +429,7 @@ def test_arguments() -> None:
         with pytest.raises(ValueError, match="limits"):
             http2.new_connection(**good | bad)
     with pytest.raises(TypeError):
-        http2.new_connection(1, 2, 3)  # type: ignore[call-arg, misc]
+        http2.new_connection(1, 2, 3)  # type: ignore[call-arg]
     kind = type(http2.new_connection(**good))
     with pytest.raises(TypeError):
         kind.__new__(kind)
