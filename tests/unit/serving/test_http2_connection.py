@@ -186,7 +186,9 @@ class TestRequests:
 class TestAnswers:
     @pytest.mark.parametrize("size", [0, 1, 16_379, 16_380, 65_530, 65_531, 300_000, 5 << 20])
     def test_an_answer(self, client: Client, size: int) -> None:
-        client.say(window(0, 1 << 30) + settings(INITIAL_WINDOW_SIZE=1 << 30) + request(1))
+        client.say(
+            window(0, 1 << 30) + settings(INITIAL_WINDOW_SIZE=1 << 30, MAX_FRAME_SIZE=(1 << 24) - 1) + request(1)
+        )
         client.hear()
         payload = os.urandom(size)
         before = sys.getrefcount(payload)
@@ -217,6 +219,36 @@ class TestAnswers:
             got += part
         assert of(frames, Type.HEADERS)[-1].fields == ((b"grpc-status", b"0"),)
         assert client.connection.idle
+
+    def test_a_window_that_is_taken_back(self, client: Client) -> None:
+        client.say(settings(INITIAL_WINDOW_SIZE=50_000) + request(1))
+        client.connection.answer(1, bytes(99_995))
+        assert len(body(client.hear(), 1)) == 50_000
+        client.say(settings(INITIAL_WINDOW_SIZE=10_000) + window(1, 40_000))  # 0 is left
+        assert body(client.hear(), 1) == b""
+        client.say(window(1, 40_001) + settings(INITIAL_WINDOW_SIZE=20_000))  # of the connection's, 15,535
+        assert len(body(client.hear(), 1)) == 15_535
+        client.say(window(0, 50_000))
+        assert len(body(client.hear(), 1)) == 100_000 - 50_000 - 15_535
+        assert client.connection.idle
+
+    def test_many_at_once(self, client: Client) -> None:
+        client.say(window(0, 1 << 30), *(request(stream) for stream in range(1, 17, 2)))
+        payloads = {stream: os.urandom(60_000 + stream) for stream in range(1, 17, 2)}
+        for stream, payload in payloads.items():
+            client.connection.answer(stream, payload)
+        frames = client.hear()
+        assert {stream: body(frames, stream) for stream in payloads} == {k: message(v) for k, v in payloads.items()}
+        assert client.connection.idle
+
+    @pytest.mark.parametrize("size", [0, 1, 100, 2**32 - 1])
+    def test_a_client_with_another_table(self, client: Client, size: int) -> None:
+        client.say(settings(HEADER_TABLE_SIZE=size))
+        for stream in (1, 3, 5):
+            client.say(request(stream))
+            client.connection.fail(stream, stream, "again")
+            (answer,) = of(client.hear(), Type.HEADERS)
+            assert dict(answer.fields)[b"grpc-status"] == b"%d" % stream
 
     def test_a_client_that_does_not_read(self, client: Client) -> None:
         payload = os.urandom(2 << 20)
