@@ -293,3 +293,9 @@ def body(frames: Iterable[Frame], stream: int) -> bytes:
 def of(frames: Iterable[Frame], kind: int) -> list[Frame]:
     """The frames of one type."""
     return [one for one in frames if one.type == kind]
+
+
+def ended(frames: list[Frame], kind: Type = Type.GOAWAY) -> Code:
+    """Why the server has ended the connection, or a stream."""
+    (one,) = of(frames, kind)
+    return Code(one.code)
