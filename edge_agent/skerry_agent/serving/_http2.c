@@ -1,8 +1,8 @@
 /* One connection of the gRPC door: HTTP/2 by nghttp2, gRPC's framing around it. http2.py says what it promises.
  *
  * Called with the interpreter's lock held, by one thread; no call waits for the peer. Sources: RFC 9113, and gRPC over
- * HTTP/2 (grpc/doc/PROTOCOL-HTTP2.md). Everything the peer sends is bounded: streams, headers and messages here, frames
- * that it floods the connection with by nghttp2.
+ * HTTP/2 (grpc/doc/PROTOCOL-HTTP2.md). Everything the peer sends is bounded: streams, headers, messages and frames that
+ * wait to be sent here; PING, SETTINGS, RST_STREAM and CONTINUATION that it floods the connection with by nghttp2.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -19,6 +19,8 @@ enum { PREFIX = 5, PATH = 256, TIMEOUT = 16, ENCODING = 32, TEXT = 1024 };
 enum { RECEIVE = 256 << 10, ROOM = 1 << 20, GATHER = 256 << 10, SPARE = 64 << 10 };
 /* What the client may send before it is told to go on: a stream, the connection. And the longest frame. */
 enum { STREAM_WINDOW = 1 << 20, CONNECTION_WINDOW = 16 << 20, FRAME = 1 << 20 };
+/* Frames that may wait to be sent after a receive: many more than the answers of all streams and what nghttp2 says. */
+enum { QUEUE = 16 << 10 };
 /* What is wrong with a request; http2.Problem. */
 enum { NONE, TOO_LARGE, NOT_GRPC, BROKEN };
 
@@ -27,11 +29,11 @@ struct stream {
     int64_t begun_ns;
     char path[PATH], timeout[TIMEOUT], encoding[ENCODING];
     size_t header_bytes;
-    int is_post, is_grpc, problem, told;
+    int is_post, is_grpc, problem, told, answered;
     unsigned char prefix[PREFIX];
     size_t prefix_got, length, got;
     PyObject *message, *answer;
-    size_t answered;
+    size_t answer_read;
 };
 
 typedef struct {
@@ -41,6 +43,7 @@ typedef struct {
     Py_ssize_t message_limit, header_limit;
     Py_ssize_t held;    /* bytes of messages that have not been handed out */
     PyObject *requests; /* of the current call of receive */
+    int given_up;       /* whether the client has given up one of them since */
     char *output;       /* gathered, and not sent yet */
     size_t output_size, output_sent;
 } Connection;
@@ -182,7 +185,7 @@ static int on_data_chunk(nghttp2_session *session, uint8_t flags, int32_t id, co
             stream->length = (size_t)p[1] << 24 | (size_t)p[2] << 16 | (size_t)p[3] << 8 | p[4];
             if (p[0] > 1)
                 stream->problem = BROKEN;
-            else if (stream->length > (size_t)self->message_limit)
+            else if ((int64_t)stream->length > self->message_limit)
                 stream->problem = TOO_LARGE;
             continue;
         }
@@ -204,16 +207,18 @@ static int on_data_chunk(nghttp2_session *session, uint8_t flags, int32_t id, co
 static int on_frame_recv(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 {
     Connection *self = user;
-    if ((frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS) ||
-        !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
+    if (frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS)
         return 0;
     struct stream *stream = stream_of(self, frame->hd.stream_id);
     if (stream == NULL || stream->told)
         return 0;
+    int whole = frame->hd.flags & NGHTTP2_FLAG_END_STREAM;
     if (!stream->is_post || !stream->is_grpc)
         stream->problem = NOT_GRPC;
-    else if (stream->prefix_got < PREFIX || stream->got < stream->length)
+    else if (whole && (stream->prefix_got < PREFIX || stream->got < stream->length))
         stream->problem = BROKEN;
+    if (!whole && stream->problem == NONE)
+        return 0;
     return tell(self, frame->hd.stream_id, stream) < 0 ? NGHTTP2_ERR_CALLBACK_FAILURE : 0;
 }
 
@@ -228,12 +233,34 @@ static void free_stream(Connection *self, struct stream *stream)
 
 static int on_stream_close(nghttp2_session *session, int32_t id, uint32_t error, void *user)
 {
-    struct stream *stream = stream_of(user, id);
+    Connection *self = user;
+    struct stream *stream = stream_of(self, id);
     if (stream != NULL) {
+        self->given_up |= stream->told;
         nghttp2_session_set_stream_user_data(session, id, NULL);
-        free_stream(user, stream);
+        free_stream(self, stream);
     }
     return 0;
+}
+
+/* Nobody works for a request that was given up in the same breath ("rapid reset"). */
+static int drop_given_up(Connection *self, PyObject *requests)
+{
+    for (Py_ssize_t i = PyList_GET_SIZE(requests) - 1; i >= 0; i--) {
+        long id = PyLong_AsLong(PyTuple_GET_ITEM(PyList_GET_ITEM(requests, i), 0));
+        if (stream_of(self, (int32_t)id) == NULL && PyList_SetSlice(requests, i, i + 1, NULL) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *failed(ssize_t result)
+{
+    if (!PyErr_Occurred())
+        PyErr_SetString(result == NGHTTP2_ERR_CALLBACK_FAILURE || result == NGHTTP2_ERR_NOMEM ? PyExc_MemoryError
+                                                                                             : PyExc_ValueError,
+                        nghttp2_strerror((int)result));
+    return NULL;
 }
 
 /* An answer that was sent before the request had come whole ends the rest of the request. */
@@ -247,8 +274,8 @@ static int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, v
 
 static PyObject *Connection_receive(Connection *self, PyObject *argument)
 {
-    int descriptor = (int)PyLong_AsLong(argument);
-    if (PyErr_Occurred())
+    int descriptor = PyObject_AsFileDescriptor(argument);
+    if (descriptor < 0)
         return NULL;
     ssize_t got = recv(descriptor, input, sizeof input, MSG_DONTWAIT);
     if (got < 0)
@@ -258,16 +285,15 @@ static PyObject *Connection_receive(Connection *self, PyObject *argument)
     self->requests = PyList_New(0);
     if (self->requests == NULL)
         return NULL;
+    self->given_up = 0;
     ssize_t read = nghttp2_session_mem_recv(self->session, (const uint8_t *)input, (size_t)got);
     PyObject *requests = self->requests;
     self->requests = NULL;
-    if (read < 0 || PyErr_Occurred()) {
+    if (read >= 0 && nghttp2_session_get_outbound_queue_size(self->session) > QUEUE)
+        read = NGHTTP2_ERR_FLOODED;
+    if (read < 0 || (self->given_up && drop_given_up(self, requests) < 0)) {
         Py_DECREF(requests);
-        if (!PyErr_Occurred())
-            PyErr_SetString(read == NGHTTP2_ERR_CALLBACK_FAILURE || read == NGHTTP2_ERR_NOMEM ? PyExc_MemoryError
-                                                                                             : PyExc_ValueError,
-                            nghttp2_strerror((int)read));
-        return NULL;
+        return failed(read);
     }
     return requests;
 }
@@ -288,15 +314,15 @@ static ssize_t read_answer(nghttp2_session *session, int32_t id, uint8_t *target
     size_t size = (size_t)PyBytes_GET_SIZE(stream->answer), wrote = 0;
     unsigned char prefix[PREFIX] = {0, (unsigned char)(size >> 24), (unsigned char)(size >> 16),
                                     (unsigned char)(size >> 8), (unsigned char)size};
-    while (wrote < room && stream->answered < PREFIX)
-        target[wrote++] = prefix[stream->answered++];
-    if (wrote < room && stream->answered >= PREFIX) {
-        size_t start = stream->answered - PREFIX, part = size - start < room - wrote ? size - start : room - wrote;
+    while (wrote < room && stream->answer_read < PREFIX)
+        target[wrote++] = prefix[stream->answer_read++];
+    if (wrote < room && stream->answer_read >= PREFIX) {
+        size_t start = stream->answer_read - PREFIX, part = size - start < room - wrote ? size - start : room - wrote;
         memcpy(target + wrote, PyBytes_AS_STRING(stream->answer) + start, part);
         wrote += part;
-        stream->answered += part;
+        stream->answer_read += part;
     }
-    if (stream->answered == PREFIX + size) {
+    if (stream->answer_read == PREFIX + size) {
         const nghttp2_nv trailer[] = {CONSTANT("grpc-status", "0")};
         *flags |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
         if (nghttp2_submit_trailer(session, id, trailer, 1) != 0)
@@ -307,10 +333,29 @@ static ssize_t read_answer(nghttp2_session *session, int32_t id, uint8_t *target
 
 static PyObject *submitted(int result)
 {
-    if (result != 0) {
-        PyErr_SetString(PyExc_RuntimeError, nghttp2_strerror(result));
+    if (result != 0)
+        return failed(result);
+    Py_RETURN_NONE;
+}
+
+/* The stream whose request is answered now; NULL with an error, or without one if the client has given it up. */
+static struct stream *to_answer(Connection *self, int32_t id)
+{
+    struct stream *stream = stream_of(self, id);
+    if (stream == NULL)
+        return NULL;
+    if (!stream->told || stream->answered) {
+        PyErr_SetString(PyExc_RuntimeError, "no request of this stream is to be answered");
         return NULL;
     }
+    stream->answered = 1;
+    return stream;
+}
+
+static PyObject *nothing_to_answer(void)
+{
+    if (PyErr_Occurred())
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -320,13 +365,13 @@ static PyObject *Connection_answer(Connection *self, PyObject *args)
     PyObject *message;
     if (!PyArg_ParseTuple(args, "iS", &id, &message))
         return NULL;
-    struct stream *stream = stream_of(self, id);
-    if (stream == NULL)
-        Py_RETURN_NONE; /* given up by the client */
-    if (stream->answer != NULL || !stream->told) {
-        PyErr_SetString(PyExc_RuntimeError, "no request of this stream is to be answered");
+    if ((uint64_t)PyBytes_GET_SIZE(message) > UINT32_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "a message has less than 4 GiB");
         return NULL;
     }
+    struct stream *stream = to_answer(self, id);
+    if (stream == NULL)
+        return nothing_to_answer();
     stream->answer = Py_NewRef(message);
     const nghttp2_nv head[] = {HEAD, CONSTANT("grpc-accept-encoding", "identity,deflate,gzip")};
     nghttp2_data_provider provider = {{.ptr = stream}, read_answer};
@@ -340,13 +385,16 @@ static PyObject *Connection_fail(Connection *self, PyObject *args)
     Py_ssize_t size;
     if (!PyArg_ParseTuple(args, "iis#", &id, &status, &text, &size))
         return NULL;
-    if (stream_of(self, id) == NULL)
-        Py_RETURN_NONE;
+    if (to_answer(self, id) == NULL)
+        return nothing_to_answer();
     /* Percent-encoded, as gRPC over HTTP/2 asks for (Status-Message). */
     static const char HEX[] = "0123456789ABCDEF";
     char message[3 * TEXT], code[12];
     size_t length = 0;
-    for (Py_ssize_t i = 0; i < size && i < TEXT; i++) {
+    if (size > TEXT)
+        for (size = TEXT; ((unsigned char)text[size] & 0xC0) == 0x80; size--) /* between characters */
+            ;
+    for (Py_ssize_t i = 0; i < size; i++) {
         unsigned char c = (unsigned char)text[i];
         if (c >= 0x20 && c <= 0x7E && c != '%') {
             message[length++] = (char)c;
@@ -367,8 +415,8 @@ static PyObject *Connection_refuse(Connection *self, PyObject *args)
     const char *status;
     if (!PyArg_ParseTuple(args, "is", &id, &status))
         return NULL;
-    if (stream_of(self, id) == NULL)
-        Py_RETURN_NONE;
+    if (to_answer(self, id) == NULL)
+        return nothing_to_answer();
     const nghttp2_nv head[] = {FIELD(":status", status, strlen(status))};
     return submitted(nghttp2_submit_response(self->session, id, head, 1, NULL));
 }
@@ -381,8 +429,7 @@ static int gather(Connection *self)
         const uint8_t *data;
         ssize_t size = nghttp2_session_mem_send(self->session, &data);
         if (size < 0) {
-            if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_RuntimeError, nghttp2_strerror((int)size));
+            failed(size);
             return -1;
         }
         if (size == 0)
@@ -399,8 +446,8 @@ static int gather(Connection *self)
 
 static PyObject *Connection_flush(Connection *self, PyObject *argument)
 {
-    int descriptor = (int)PyLong_AsLong(argument);
-    if (PyErr_Occurred())
+    int descriptor = PyObject_AsFileDescriptor(argument);
+    if (descriptor < 0)
         return NULL;
     for (;;) {
         if (self->output_sent == self->output_size && gather(self) < 0)
@@ -425,21 +472,13 @@ static PyObject *Connection_go_away(Connection *self, PyObject *Py_UNUSED(ignore
 
 /* ---- the object ---- */
 
-static int Connection_init(Connection *self, PyObject *args, PyObject *keywords)
+static int open_session(Connection *self, int streams)
 {
-    static char *names[] = {"streams", "message_limit", "header_limit", NULL};
-    int streams;
     nghttp2_session_callbacks *callbacks = NULL;
     nghttp2_option *option = NULL;
-    if (self->session != NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "made already");
-        return -1;
-    }
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "inn", names, &streams, &self->message_limit, &self->header_limit))
-        return -1;
-    self->output = malloc(GATHER + SPARE);
-    if (self->output == NULL || nghttp2_session_callbacks_new(&callbacks) != 0 || nghttp2_option_new(&option) != 0)
-        goto no_memory;
+    int result = NGHTTP2_ERR_NOMEM;
+    if (nghttp2_session_callbacks_new(&callbacks) != 0 || nghttp2_option_new(&option) != 0)
+        goto end;
     nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, on_begin_headers);
     nghttp2_session_callbacks_set_on_header_callback(callbacks, on_header);
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data_chunk);
@@ -447,26 +486,45 @@ static int Connection_init(Connection *self, PyObject *args, PyObject *keywords)
     nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, on_frame_send);
     nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_stream_close);
     nghttp2_option_set_no_closed_streams(option, 1);
-    if (nghttp2_session_server_new2(&self->session, callbacks, self, option) != 0)
-        goto no_memory;
     const nghttp2_settings_entry settings[] = {
         {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, (uint32_t)streams},
         {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, STREAM_WINDOW},
         {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, FRAME},
         {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, (uint32_t)self->header_limit},
     };
-    if (nghttp2_submit_settings(self->session, NGHTTP2_FLAG_NONE, settings, 4) != 0 ||
-        nghttp2_session_set_local_window_size(self->session, NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW) != 0)
-        goto no_memory;
+    result = nghttp2_session_server_new2(&self->session, callbacks, self, option);
+    if (result == 0)
+        result = nghttp2_submit_settings(self->session, NGHTTP2_FLAG_NONE, settings, 4);
+    if (result == 0)
+        result = nghttp2_session_set_local_window_size(self->session, NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW);
+end:
     nghttp2_session_callbacks_del(callbacks);
     nghttp2_option_del(option);
-    return 0;
+    return result;
+}
 
-no_memory:
-    nghttp2_session_callbacks_del(callbacks);
-    nghttp2_option_del(option);
-    PyErr_NoMemory();
-    return -1;
+static PyObject *Connection_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"streams", "message_limit", "header_limit", NULL};
+    int streams;
+    Py_ssize_t message_limit, header_limit;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "$inn", names, &streams, &message_limit, &header_limit))
+        return NULL;
+    if (streams < 1 || message_limit < 0 || header_limit < 0 || header_limit > UINT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "expected limits that are not negative, and at least one stream");
+        return NULL;
+    }
+    Connection *self = (Connection *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->message_limit = message_limit;
+    self->header_limit = header_limit;
+    self->output = malloc(GATHER + SPARE);
+    if (self->output == NULL || open_session(self, streams) != 0) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
 }
 
 static void Connection_dealloc(Connection *self)
@@ -497,7 +555,8 @@ static PyObject *Connection_waiting_since_ns(Connection *self, void *closure)
 
 static PyObject *Connection_idle(Connection *self, void *closure)
 {
-    return PyBool_FromLong(self->first == NULL && self->output_sent == self->output_size);
+    return PyBool_FromLong(self->first == NULL && self->output_sent == self->output_size &&
+                           !nghttp2_session_want_write(self->session));
 }
 
 static PyMethodDef Connection_methods[] = {
@@ -524,9 +583,13 @@ static PyGetSetDef Connection_properties[] = {
 };
 
 static PyType_Slot Connection_slots[] = {
-    {Py_tp_new, PyType_GenericNew},         {Py_tp_init, Connection_init},       {Py_tp_dealloc, Connection_dealloc},
-    {Py_tp_methods, Connection_methods},    {Py_tp_members, Connection_members}, {Py_tp_getset, Connection_properties},
-    {Py_tp_doc, "See skerry_agent.serving.http2."}, {0, NULL},
+    {Py_tp_new, Connection_new},
+    {Py_tp_dealloc, Connection_dealloc},
+    {Py_tp_methods, Connection_methods},
+    {Py_tp_members, Connection_members},
+    {Py_tp_getset, Connection_properties},
+    {Py_tp_doc, "See skerry_agent.serving.http2."},
+    {0, NULL},
 };
 
 static PyType_Spec Connection_spec = {

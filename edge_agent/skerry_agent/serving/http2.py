@@ -51,6 +51,11 @@ class Request(NamedTuple):
 class Connection(Protocol):
     """One client's connection. Calls never wait; all come from the same thread.
 
+    What it keeps is bounded by its limits: ``streams`` requests with their messages and answers, one frame of at most
+    1 MiB, and 16,384 short ones that wait to be sent. A message takes memory as it comes, up to twice what has come or
+    1 MiB of address space; how much all connections hold together, how long a client may take, and one that never
+    says anything are for whoever has the socket.
+
     Attributes:
         message_limit: Longest message that is taken (bytes); may be changed.
     """
@@ -80,21 +85,31 @@ class Connection(Protocol):
     def receive(self, descriptor: int, /) -> list[tuple[int, bytes, bytes, bytes, bytes, bool, int, int]] | None:
         """Take what has come, at most 256 KiB, and give the requests (:class:`Request`) that are whole now.
 
+        A request with a problem is given as soon as the problem is seen; one that the client has given up meanwhile is
+        not given.
+
         Returns:
             None if the client has hung up.
 
         Raises:
             OSError: Nothing came (BlockingIOError), or the connection is broken.
-            ValueError: The client does not speak HTTP/2; there is nothing to be said to it any more.
+            ValueError: The client does not speak HTTP/2, or floods the connection; there is nothing to be said to it
+                any more.
+            MemoryError: There is no memory for the message; close it.
         """
         ...
 
     def answer(self, stream: int, message: bytes, /) -> None:
-        """Answer a request; nothing happens if the client has given it up."""
+        """Answer a request; nothing happens if the client has given it up.
+
+        Raises:
+            RuntimeError: It is answered already, or has not been given by :meth:`receive`; so for the other answers.
+            OverflowError: The message is longer than gRPC can say (4 GiB).
+        """
         ...
 
     def fail(self, stream: int, status: int, text: str, /) -> None:
-        """Answer a request by a gRPC status and a text, of which 1,024 bytes are sent."""
+        """Answer a request by a gRPC status and a text, of which about 1,024 bytes are sent."""
         ...
 
     def refuse(self, stream: int, status: str, /) -> None:
@@ -124,6 +139,9 @@ class NewConnection(Protocol):
             streams: Requests under way at the same time; more wait at the client.
             message_limit: Longest message that is taken (bytes).
             header_limit: Longest headers of a request, as RFC 9113 6.5.2 counts them (bytes).
+
+        Raises:
+            ValueError: A limit is negative, or there is no stream.
         """
         ...
 
@@ -156,12 +174,12 @@ def decompress(message: bytes, encoding: bytes, limit: int) -> bytes:
     """A message as it was before it was compressed.
 
     Raises:
-        CompressionError: Another encoding, or other bytes than it makes.
+        CompressionError: Another encoding, or other bytes than it makes, or bytes after them.
         OverflowError: It is longer than ``limit`` bytes.
     """
     window = _WINDOWS.get(encoding)
     if window is None:
-        raise CompressionError(f"grpc-encoding: expected identity, deflate or gzip, got {encoding[:32].decode()!r}")
+        raise CompressionError(f"grpc-encoding: expected deflate or gzip, got {encoding[:32]!r}")
     stream = zlib.decompressobj(window)
     try:
         data = stream.decompress(message, limit + 1)
@@ -171,6 +189,8 @@ def decompress(message: bytes, encoding: bytes, limit: int) -> bytes:
         raise OverflowError(f"the message is larger than {limit} bytes")
     if not stream.eof:
         raise CompressionError(f"the message is not {encoding.decode()}: it ends too early")
+    if stream.unused_data:
+        raise CompressionError(f"the message is not {encoding.decode()}: there is more after its end")
     return data
 
 
