@@ -122,7 +122,7 @@ class TestRequests:
             pytest.param(fields_of(method=b"GET"), b"", Problem.NOT_GRPC, id="GET"),
             pytest.param(fields_of()[:-1], message(b""), Problem.NOT_GRPC, id="no content type"),
             pytest.param(
-                (*fields_of()[:-1], (b"content-type", b"application/json")), b'{"a', Problem.NOT_GRPC, id="json"
+                (*fields_of()[:-1], (b"content-type", b"application/json")), b'{"a": 1}', Problem.NOT_GRPC, id="json"
             ),
             pytest.param(
                 (*fields_of()[:-1], (b"content-type", b"application/grpcx")), b"", Problem.NOT_GRPC, id="grpcx"
