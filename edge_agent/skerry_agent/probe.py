@@ -14,6 +14,7 @@ from skerry_agent.engine.backends import BACKENDS
 from skerry_agent.engine.chooser import BUDGET_SECONDS
 from skerry_agent.engine.device_profile import read_profile
 from skerry_agent.engine.probing import active_slot, describe_machine, describe_release, measure_onnx
+from skerry_agent.serving import http2, slots
 
 _GIB = 1 << 30
 
@@ -31,7 +32,12 @@ def probe(layout: AgentLayout, *, measure: bool = False, onnx: Path | None = Non
         InputError: The ONNX file cannot be used.
     """
     profile = read_profile()
-    document = {"machine": describe_machine(profile, BACKENDS), "release": None, "onnx": None}
+    doors = {
+        "shared_memory": "compiled" if slots.COMPILED else "python",
+        "grpc": "nghttp2" if http2.COMPILED else "grpcio",
+    }
+    machine = {**describe_machine(profile, BACKENDS), "doors": doors}
+    document: dict[str, Any] = {"machine": machine, "release": None, "onnx": None}
     if onnx is not None:
         return {**document, "onnx": {"path": str(onnx), "forms": measure_onnx(onnx, BACKENDS, budget_s=BUDGET_SECONDS)}}
     if not layout.config.exists():
@@ -62,6 +68,7 @@ def show(document: dict[str, Any]) -> str:
         f"accelerators {', '.join(profile['accelerators']) or 'none'}",
         f"power mode   {profile['power_mode'] or 'unknown'}",
         f"requests     checked by {'compiled code' if machine['compiled'] else 'NumPy, there was no compiler'}",
+        f"doors        shared memory: {machine['doors']['shared_memory']}, gRPC: {machine['doors']['grpc']}",
         f"thermal      {sensors['thermal_zones']} zones{'' if heat is None else f', hottest {heat:.1f} C'}",
         "",
         *_table(

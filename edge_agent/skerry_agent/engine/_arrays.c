@@ -118,7 +118,7 @@ static PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t cou
     Py_ssize_t values = 1;
     for (int i = 0; i < rank && !PyErr_Occurred(); i++) {
         dims[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(args[2], i));
-        if (dims[i] < 0 || (dims[i] > 0 && values > size / dims[i])) /* never more values than bytes */
+        if (dims[i] < 0 || (dims[i] > 0 && values > PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float) / dims[i]))
             values = -1;
         if (values < 0)
             break;

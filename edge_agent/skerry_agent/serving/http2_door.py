@@ -255,24 +255,24 @@ class Http2Door:
             try:
                 message = _taken(request)
             except CallError as error:
-                http2.fail(request.stream, error.status, error.text)
+                _fail(http2, request, error.status, error.text)
                 return
             if message is None:
                 http2.refuse(request.stream, "415")
                 return
             if method is None:
                 path = request.path.decode(errors="replace")
-                http2.fail(request.stream, Status.UNIMPLEMENTED, f"there is no method {path}")
+                _fail(http2, request, Status.UNIMPLEMENTED, f"there is no method {path}")
                 return
         else:
             message = request.message
         try:
             http2.answer(request.stream, method(message, _remaining_us(request)))
         except CallError as error:
-            http2.fail(request.stream, error.status, error.text)
+            _fail(http2, request, error.status, error.text)
         except Exception:
             _log.exception("a request over gRPC failed")
-            http2.fail(request.stream, Status.INTERNAL, "the door failed; see the log of the serving process")
+            _fail(http2, request, Status.INTERNAL, "the door failed; see the log of the serving process")
 
     def _sweep(self) -> None:
         """Hang up on clients that keep the door waiting."""
@@ -296,6 +296,11 @@ class Http2Door:
         if self._clients.pop(client.descriptor, None) is not None:
             self._held -= client.held
             client.socket.close()  # which also takes it out of epoll
+
+
+def _fail(http2: Connection, request: Request, status: Status, text: str) -> None:
+    """Answer without an answer; what of the text is no UTF-8 is replaced."""
+    http2.fail(request.stream, status, text.encode(errors="replace").decode())
 
 
 def _taken(request: Request) -> bytes | None:

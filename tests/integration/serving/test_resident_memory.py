@@ -36,7 +36,7 @@ UNWANTED = {
     ),
     "skerry_agent.serving.process": (
         "prometheus_client", "typer", "rich", "requests", "tuf", "paho", "pydantic", "fastapi", "flwr", "onnx", "scipy",
-        "torch", "jtop",
+        "torch", "jtop", "grpc",
     ),
 }  # fmt: skip
 

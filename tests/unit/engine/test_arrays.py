@@ -114,3 +114,32 @@ class TestArrays:
             kind.copies([right])  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="float32"):
             kind.seal(right, wrong)
+
+    @given(x=arrays_of.arrays(np.float32, SHAPES, elements=VALUES), offset=st.integers(0, 9), spare=st.integers(0, 9))
+    def test_rows_of_bytes_wherever_they_begin(self, kind: Arrays, x: Floats, offset: int, spare: int) -> None:
+        data = b"\xff" * offset + x.tobytes() + b"\xff" * spare
+        rows, within = kind.rows_of(data, offset, x.shape, -1.0, 1.0)
+        np.testing.assert_array_equal(rows, x)
+        assert within is kind.within(x, -1.0, 1.0)
+        assert rows.dtype == np.float32
+        assert rows.flags.aligned
+        assert rows.flags.c_contiguous
+        assert rows.flags.writeable
+
+    def test_many_rows_of_bytes(self, kind: Arrays) -> None:
+        x = np.random.default_rng(0).uniform(-1, 1, (3, 224, 224)).astype(np.float32)
+        for bad in (None, 0, 75_000, x.size - 1):
+            values = x.copy()
+            if bad is not None:
+                values.flat[bad] = np.nan
+            rows, within = kind.rows_of(b"abc" + values.tobytes(), 3, x.shape, -1.0, 1.0)
+            np.testing.assert_array_equal(rows, values)
+            assert within is (bad is None)
+
+    @pytest.mark.parametrize(
+        ("offset", "shape"),
+        [(0, (5,)), (1, (4,)), (17, (0,)), (-1, (1,)), (0, (-1,)), (0, (-2, -2)), (0, (2**62, 4)), (0, (2**40, 2**40))],
+    )
+    def test_fewer_bytes_than_rows(self, kind: Arrays, offset: int, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match="shorter"):
+            kind.rows_of(bytes(16), offset, shape, 0.0, 1.0)
