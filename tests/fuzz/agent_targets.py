@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import socket
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -23,7 +24,7 @@ from skerry_agent.errors import InputError
 from skerry_agent.link.outbox import Outbox
 from skerry_agent.link.uplink import Uplink
 from skerry_agent.policy.eligibility import Limits
-from skerry_agent.serving import oip_json, oip_messages
+from skerry_agent.serving import http2, oip_json, oip_messages
 from skerry_agent.trust.floors import Floors
 from skerry_agent.trust.keyring import InstructionKeys, Keyring
 from skerry_agent.trust.mailbox import TrustMailbox, parse_index
@@ -41,7 +42,14 @@ from skerry_contract.v1.telemetry_pb2 import Command, UplinkAck
 from skerry_contract.wire import parse_message
 from unit.agent_trust.repository import MODEL, Repository, index_of
 from unit.agent_trust.trust_device import TrustDevice, experienced
+from unit.serving import http2_frames as h2
 from unit.update.releases import CHUNK, DEVICE, describe, make_desired, make_release
+
+_HTTP2_SEEDS = (
+    h2.PREFACE + h2.settings() + h2.request(1),
+    h2.PREFACE + h2.settings(INITIAL_WINDOW_SIZE=5) + h2.request(1, bytes(100)) + h2.window(1, 99) + h2.request(3),
+    h2.PREFACE + h2.settings() + h2.headers(1) + h2.reset(1) + h2.PING + h2.SETTINGS_ACK,
+)
 
 
 class _Believing:
@@ -71,6 +79,24 @@ def _folder(name: str) -> Path:
 
 def _desired(data: bytes) -> None:
     accept(data, _Believing(), device_id=DEVICE, sequence=1, now_ms=0, signed_ms=0)
+
+
+def _http2(data: bytes) -> None:
+    """Bytes of a client of the gRPC door; each request that they hold is answered."""
+    if http2.new_connection is None:
+        return
+    connection = http2.new_connection(streams=4, message_limit=1 << 16, header_limit=4096)
+    client, server = socket.socketpair()
+    with client, server:
+        client.setblocking(False)
+        server.setblocking(False)
+        client.sendall(data[: 64 << 10])
+        client.shutdown(socket.SHUT_WR)
+        while (requests := connection.receive(server.fileno())) is not None:
+            for fields in requests:
+                connection.answer(fields[0], fields[4])
+            connection.flush(server.fileno())
+        assert connection.held >= 0
 
 
 def _second_look(data: bytes) -> None:
@@ -252,6 +278,7 @@ TARGETS = (
     Target("command", _command, (Command(invitation={"campaign_id": "campaign-1"}).SerializeToString(),), CONTRACT),
     Target("golden", lambda data: parse_golden(data, input_name="input"), (_golden(),), CONTRACT),
     Target("oip-json", _oip_json, (b"\0\0" + json.dumps(_INFER).encode(), _binary_seed()), ()),
+    Target("http2", _http2, _HTTP2_SEEDS, (ValueError,)),
     Target("oip-labels", oip_json.decode_labels, (json.dumps(_LABELS).encode(),), (InputError,)),
     Target("oip-grpc", _oip_message, _OIP_SEEDS, (InputError, ContractError)),
     Target("trust-index", parse_index, (index_of({"timestamp.json": 700, "3.root.json": 900}),), CONTRACT),
