@@ -303,6 +303,12 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def anonymous_mb(pid: int) -> float:
+    """Resident memory of a process that is not of files (MB)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
 def cnn() -> Network:
     """The 1-D CNN of the notes: 9 channels of 128 samples, 4.6 kB."""
     rng = np.random.default_rng(0)

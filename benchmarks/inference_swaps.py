@@ -7,23 +7,27 @@ pause, and every answer is checked.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import sys
-import threading
 import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
 
-from inference_rig import Call, Floats, cnn, grpc_call, install, resident_mb, serving, write_slot
+from inference_rig import Call, Floats, anonymous_mb, cnn, grpc_call, install, serving, write_slot
 from skerry_agent.client import SharedMemoryClient
+from skerry_agent.config import AgentLayout
 from skerry_agent.control.serving_client import ServingClient
 
 #: Swaps before memory is looked at.
 WARM_UP = 200
-#: Two clients share this process: neither waits for the interpreter's lock longer than a door would (s).
-SWITCH_SECONDS = 0.001
+#: Who asks meanwhile, each from a process of its own: neither waits for the other's interpreter.
+DOORS = ("gRPC", "shared memory")
 
 
 @dataclass
@@ -36,7 +40,7 @@ class SwapResult:
         failed: Not answered, or answered wrongly.
         worst_us: Longest request.
         p99_us: 99th percentile.
-        warm_mb: Resident memory after the warm-up.
+        warm_mb: Anonymous memory after the warm-up; the pages of libraries come and go with each swap.
         end_mb: At the end.
         swap_ms: Median time of a swap, as whoever asks for it sees it.
     """
@@ -51,26 +55,26 @@ class SwapResult:
     swap_ms: float
 
 
-@dataclass
-class _Client:
-    """Asks until it is told to stop."""
-
-    call: Call
-    wanted: Floats
-    stop: threading.Event
-    times: list[float] = field(default_factory=list)
-    failed: int = 0
-
-    def run(self) -> None:
-        while not self.stop.is_set():
+def _ask(door: str, root: Path, x: Floats, wanted: Floats, stop: Event, results: Connection) -> None:
+    """A client, in a process of its own: asks until it is told to stop, then sends its times (us) and failures."""
+    layout = AgentLayout(root)
+    with ExitStack() as stack:
+        if door == "gRPC":
+            call: Call = grpc_call(json.loads(layout.serving_file.read_text())["grpc_port"], "ModelInfer", x)
+        else:
+            memory = stack.enter_context(SharedMemoryClient.connect(root))
+            call = lambda: memory.infer(x).scores  # noqa: E731
+        times, failed = [], 0
+        while not stop.is_set():
             started = time.perf_counter()
             try:
-                scores = self.call()
-                right = scores is not None and np.allclose(scores, self.wanted, atol=1e-5)
+                scores = call()
+                right = scores is not None and np.allclose(scores, wanted, atol=1e-5)
             except Exception:
                 right = False
-            self.times.append((time.perf_counter() - started) * 1e6)
-            self.failed += not right
+            times.append((time.perf_counter() - started) * 1e6)
+            failed += not right
+    results.send((times, failed))
 
 
 def swap_under_load(root: Path, swaps: int) -> SwapResult:
@@ -80,19 +84,19 @@ def swap_under_load(root: Path, swaps: int) -> SwapResult:
     write_slot(layout, network, "b", "bench-2")
     x = np.random.default_rng(0).normal(size=(1, *network.shape)).astype(np.float32)
     command = [sys.executable, "-m", "skerry_agent.serving", str(layout.root)]
-    sys.setswitchinterval(SWITCH_SECONDS)
-    with serving(command, layout) as process, SharedMemoryClient.connect(layout.root) as memory:
-        port = json.loads(layout.serving_file.read_text())["grpc_port"]
-        wanted = memory.infer(x).scores
-        stop = threading.Event()
+    processes = multiprocessing.get_context("spawn")
+    with serving(command, layout) as process:
+        with SharedMemoryClient.connect(layout.root) as memory:
+            wanted = memory.infer(x).scores
+        stop = processes.Event()
+        pipes = [processes.Pipe(duplex=False) for _ in DOORS]
         clients = [
-            _Client(lambda: memory.infer(x).scores, wanted, stop),
-            _Client(grpc_call(port, "ModelInfer", x), wanted, stop),
+            processes.Process(target=_ask, args=(door, layout.root, x, wanted, stop, pipe[1]), daemon=True)
+            for door, pipe in zip(DOORS, pipes, strict=True)
         ]
-        threads = [threading.Thread(target=client.run) for client in clients]
         control = ServingClient(layout)
-        for thread in threads:
-            thread.start()
+        for client in clients:
+            client.start()
         swap_times, memories = [], []
         try:
             for number in range(swaps):
@@ -100,18 +104,19 @@ def swap_under_load(root: Path, swaps: int) -> SwapResult:
                 _activate(control, number)
                 swap_times.append(time.perf_counter() - started)
                 if number >= min(WARM_UP, swaps // 2) and number % 10 == 0:
-                    memories.append(resident_mb(process.pid))
+                    memories.append(anonymous_mb(process.pid))
         finally:
             stop.set()
-            for thread in threads:
-                thread.join(60)
             control.close()
-    times = np.array(clients[0].times + clients[1].times)
+        results = [pipe[0].recv() if pipe[0].poll(60) else ([], 1) for pipe in pipes]
+        for client in clients:
+            client.join(10)
+    times = np.concatenate([times for times, _ in results])
     tenth = max(1, len(memories) // 10)
     return SwapResult(
         swaps=swaps,
         requests=len(times),
-        failed=sum(client.failed for client in clients),
+        failed=sum(failed for _, failed in results),
         worst_us=float(times.max()),
         p99_us=float(np.percentile(times, 99)),
         warm_mb=statistics.median(memories[:tenth]),
