@@ -545,12 +545,11 @@ static PyObject *Connection_finished(Connection *self, void *closure)
                            !nghttp2_session_want_write(self->session));
 }
 
-static PyObject *Connection_waiting_since_ns(Connection *self, void *closure)
+static PyObject *Connection_open_since_ns(Connection *self, void *closure)
 {
-    for (struct stream *stream = self->first; stream != NULL; stream = stream->after)
-        if (!stream->told)
-            return PyLong_FromLongLong(stream->begun_ns);
-    Py_RETURN_NONE;
+    if (self->first == NULL)
+        Py_RETURN_NONE;
+    return PyLong_FromLongLong(self->first->begun_ns);
 }
 
 static PyObject *Connection_idle(Connection *self, void *closure)
@@ -578,7 +577,7 @@ static PyMemberDef Connection_members[] = {
 static PyGetSetDef Connection_properties[] = {
     {"finished", (getter)Connection_finished, NULL, NULL, NULL},
     {"idle", (getter)Connection_idle, NULL, NULL, NULL},
-    {"waiting_since_ns", (getter)Connection_waiting_since_ns, NULL, NULL, NULL},
+    {"open_since_ns", (getter)Connection_open_since_ns, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -68,8 +68,11 @@ class Connection(Protocol):
         ...
 
     @property
-    def waiting_since_ns(self) -> int | None:
-        """When the oldest request began that has not come whole (ns of CLOCK_MONOTONIC)."""
+    def open_since_ns(self) -> int | None:
+        """When the oldest request began that is not done (ns of CLOCK_MONOTONIC).
+
+        It has not come whole, has not been answered, or the client has not taken all of its answer.
+        """
         ...
 
     @property

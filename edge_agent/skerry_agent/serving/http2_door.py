@@ -68,8 +68,11 @@ class _Client:
         self.blocked_ns = 0
 
     def owes_since_ns(self) -> int | None:
-        """Since when the door has been waiting for its client, be it for a request or in taking an answer."""
-        waiting = self.http2.waiting_since_ns
+        """Since when the door has been waiting for its client, be it for a request or in taking an answer.
+
+        Between two turns of the door every request that has come whole is answered.
+        """
+        waiting = self.http2.open_since_ns
         if self.blocked_ns:
             return self.blocked_ns if waiting is None else min(waiting, self.blocked_ns)
         return waiting

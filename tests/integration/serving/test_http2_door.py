@@ -125,6 +125,17 @@ def test_requests_that_do_not_come_whole_are_given_up(doors: Doors) -> None:
             trickle.close()
 
 
+def test_an_answer_that_the_client_gives_no_room_is_given_up(doors: Doors) -> None:
+    """Flow control holds the answer back; the place is not held with it."""
+    with opened(doors, request_seconds=0.2) as door:
+        stalled = connect(door.port, h2.PREFACE, h2.settings(INITIAL_WINDOW_SIZE=0))
+        live = oip.ServerLiveRequest().SerializeToString()
+        stalled.sendall(h2.headers(1, h2.fields_of(PATH.replace(b"ModelInfer", b"ServerLive"))))
+        stalled.sendall(h2.data(1, h2.message(live)))
+        hung_up(stalled)
+        stalled.close()
+
+
 def test_idle_clients_stay(doors: Doors, wait_until: Wait) -> None:
     with opened(doors, request_seconds=0.2) as door:
         idle = connect(door.port, HELLO)

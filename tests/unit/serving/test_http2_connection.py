@@ -63,7 +63,7 @@ class TestRequests:
         (got,) = client.say(headers(1, fields_of(b"/a.B/C", *more)) + data(1, message(b"hello", 1)))
         assert got[:-1] == (1, b"/a.B/C", b"250m", b"gzip", b"hello", True, Problem.NONE)
         assert before <= got.begun_ns <= time.monotonic_ns()
-        assert (client.connection.held, client.connection.waiting_since_ns) == (0, None)
+        assert (client.connection.held, client.connection.open_since_ns) == (0, got.begun_ns)
         assert not client.connection.idle
 
     @pytest.mark.parametrize("size", [0, 1, 5, 16_379, 16_384, 300_000, (1 << 20) - 1, 1 << 20])
@@ -87,13 +87,18 @@ class TestRequests:
     def test_requests_that_come_in_pieces_of_each_other(self, client: Client) -> None:
         first, second = message(b"first"), message(b"second")
         client.say(headers(1) + headers(3))
-        began = client.connection.waiting_since_ns
+        began = client.connection.open_since_ns
         client.say(data(1, first[:3], end=False) + data(3, second[:7], end=False) + data(1, first[3:6], end=False))
         assert client.connection.held == 1 + 2
         assert [one.stream for one in client.say(data(3, second[7:]))] == [3]
-        assert client.connection.waiting_since_ns == began
+        client.connection.answer(3, b"")
+        client.hear()
+        assert client.connection.open_since_ns == began
         assert [one.message for one in client.say(data(1, first[6:]))] == [b"first"]
-        assert client.connection.waiting_since_ns is None
+        client.connection.answer(1, b"")
+        assert client.connection.open_since_ns == began
+        client.hear()
+        assert client.connection.open_since_ns is None
 
     def test_padding_priority_continuations_trailers_and_unknown_frames(self, client: Client) -> None:
         whole = block(fields_of())
@@ -135,11 +140,12 @@ class TestRequests:
         pieces = [payload[at : at + 16_000] for at in range(0, len(payload), 16_000)] or [b""]
         got = client.say(headers(1, fields), *(data(1, piece, end=False) for piece in pieces), data(1, b""))
         assert [(one.message, one.problem) for one in got] == [(b"", problem)]
-        assert (client.connection.held, client.connection.waiting_since_ns) == (0, None)
+        assert client.connection.held == 0
         client.connection.fail(1, 13, "no")
         (answer,) = of(client.hear(), Type.HEADERS)
         assert answer.fields == (*ANSWER_HEAD, (b"grpc-status", b"13"), (b"grpc-message", b"no"))
         assert client.connection.idle
+        assert client.connection.open_since_ns is None
         assert len(client.say(request(3))) == 1
 
     @pytest.mark.parametrize("kind", [b"application/grpc", b"application/grpc+proto", b"application/grpc;charset=x"])

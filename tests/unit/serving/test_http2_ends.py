@@ -115,7 +115,7 @@ def test_a_reset_at_every_moment(client: Client, moment: str) -> None:
     if moment == "partly sent":
         assert 0 < len(body(client.hear(), 1)) < len(payload)
     assert client.say(reset(1)) == []
-    assert (client.connection.held, client.connection.waiting_since_ns) == (0, None)
+    assert (client.connection.held, client.connection.open_since_ns) == (0, None)
     assert sys.getrefcount(payload) == before
     client.connection.answer(1, payload)
     assert sys.getrefcount(payload) == before
