@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from skerry_contract.errors import WireError
 from skerry_contract.limits import PARAMETER_BYTES, TENSOR_RANK, TENSORS
 from skerry_contract.v1.common_pb2 import Tensor, TensorBundle
-from skerry_contract.wire import parse_message
+from skerry_contract.wire import encode_varint, parse_message
 
 Array = npt.NDArray[np.generic]
 
@@ -58,16 +58,6 @@ def _little_endian(name: str, array: Array) -> memoryview:
         raise ValueError(f"tensor {name}: rank {array.ndim} is above {TENSOR_RANK}")
     little = np.ascontiguousarray(array.astype(DTYPES[array.dtype.name], copy=False)).reshape(-1)
     return little.view(np.uint8).data
-
-
-def _varint(value: int) -> bytes:
-    """Base 128, as protobuf writes lengths."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 def decode_tensor(tensor: Tensor, *, limit: int = PARAMETER_BYTES) -> Array:
@@ -121,8 +111,8 @@ def encode_bundle(arrays: Mapping[str, Array]) -> bytes:
         data = _little_endian(name, array)
         head = Tensor(name=name, dtype=array.dtype.name, shape=array.shape).SerializeToString()
         if data.nbytes:
-            head += _DATA_TAG + _varint(data.nbytes)
-        parts += [_TENSORS_TAG, _varint(len(head) + data.nbytes), head, data]
+            head += _DATA_TAG + encode_varint(data.nbytes)
+        parts += [_TENSORS_TAG, encode_varint(len(head) + data.nbytes), head, data]
     return b"".join(parts)
 
 

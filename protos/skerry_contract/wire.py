@@ -32,3 +32,13 @@ def parse_message(message_type: type[M], data: bytes, *, limit: int = MESSAGE_BY
     except DecodeError as error:
         raise WireError(name, expected="a protobuf message of that type", got=f"{len(data)} bytes: {error}") from error
     return message
+
+
+def encode_varint(value: int) -> bytes:
+    """Base 128, as protobuf writes tags and lengths (protobuf.dev/programming-guides/encoding); ``value`` >= 0."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

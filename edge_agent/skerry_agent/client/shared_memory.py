@@ -37,7 +37,7 @@ from skerry_agent.serving.shared_memory_layout import (
     Kind,
     RequestHeader,
 )
-from skerry_agent.serving.slots import ask
+from skerry_agent.serving.slots import Question, ask
 
 #: The door's socket below the data directory of the agent.
 SOCKET = Path("door") / "shared-memory.sock"
@@ -209,12 +209,12 @@ class SharedMemoryClient:
 
     def _ask(self, x: npt.NDArray[np.float32], deadline_us: float | None, request_id: str) -> Prediction:
         """Send a request and receive its answer."""
-        connection, slot, sequence, rows, deadline_ns, given = self._begin(x, deadline_us, request_id)
+        connection, question = self._begin(x, deadline_us, request_id)
+        slot, sequence, *_ = question
         if len(connection.free) + 1 < connection.welcome.geometry.slots:  # others may answer first
-            self._ring(connection, slot, sequence, rows, deadline_ns, request_id, given)
+            self._ring(connection, *question)
             return self._receive(slot, sequence)
-        rooms = connection.region.rooms
-        answer = ask(connection.descriptor, rooms, slot, sequence, rows, deadline_ns, request_id, given)
+        answer = ask(connection.descriptor, connection.region.rooms, *question)
         if isinstance(answer, bytes):
             self._hear(connection, answer)
             return self._receive(slot, sequence)
@@ -225,14 +225,14 @@ class SharedMemoryClient:
 
     def _submit(self, x: npt.NDArray[np.float32], deadline_us: float | None, request_id: str) -> tuple[int, int]:
         """Slot and sequence number of a request that has been started."""
-        connection, slot, sequence, rows, deadline_ns, given = self._begin(x, deadline_us, request_id)
-        self._ring(connection, slot, sequence, rows, deadline_ns, request_id, given)
-        return slot, sequence
+        connection, question = self._begin(x, deadline_us, request_id)
+        self._ring(connection, *question)
+        return question[:2]
 
     def _begin(
         self, x: npt.NDArray[np.float32], deadline_us: float | None, request_id: str
-    ) -> tuple[Connection, int, int, int, int, npt.NDArray[np.float32] | None]:
-        """Check a request and take a slot: connection, slot, sequence number, rows, deadline (ns), what to copy."""
+    ) -> tuple[Connection, Question]:
+        """Check a request and take a slot."""
         connection = self._connection or self._open()
         geometry = connection.welcome.geometry
         rows = _rows(x, geometry.shape, geometry.rows, connection.welcome.input_name)
@@ -248,7 +248,7 @@ class SharedMemoryClient:
         given = None if x is self._room else x  # the room is that of the slot which is used next
         self._room = None
         self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
-        return connection, connection.free.pop(), sequence, rows, deadline_ns, given
+        return connection, (connection.free.pop(), sequence, rows, deadline_ns, request_id, given)
 
     def _ring(
         self,

@@ -10,8 +10,6 @@
 
 #include "_within.h"
 
-/* Values above which other threads may run meanwhile. */
-enum { LONG_CHECK = 1 << 14 };
 
 static int is_within(const float *value, Py_ssize_t count, float least, float most)
 {
@@ -48,7 +46,7 @@ static PyObject *within(PyObject *module, PyObject *const *args, Py_ssize_t coun
     const float *value = PyArray_DATA(array);
     Py_ssize_t size = PyArray_SIZE(array);
     int answer;
-    if (size > LONG_CHECK) {
+    if (size > LONG) {
         Py_BEGIN_ALLOW_THREADS
         answer = is_within(value, size, (float)least, (float)most);
         Py_END_ALLOW_THREADS
@@ -135,14 +133,7 @@ static PyObject *rows_of(PyObject *module, PyObject *const *args, Py_ssize_t cou
         return NULL;
     float *target = PyArray_DATA(array);
     const char *source = PyBytes_AS_STRING(args[0]) + offset;
-    int inside;
-    if (values > LONG_CHECK) {
-        Py_BEGIN_ALLOW_THREADS
-        inside = copy_and_check(target, source, values, (float)least, (float)most);
-        Py_END_ALLOW_THREADS
-    } else {
-        inside = copy_and_check(target, source, values, (float)least, (float)most);
-    }
+    int inside = copy_and_check(target, source, values, (float)least, (float)most);
     return Py_BuildValue("NO", array, inside ? Py_True : Py_False);
 }
 

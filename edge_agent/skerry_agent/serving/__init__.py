@@ -13,6 +13,7 @@ http_infer.py             inference over HTTP, past the framework; errors in ter
 http_body.py              bodies: bounded, unpacked
 http_app.py               all routes (starlette)
 http_protocol.py          a connection, and the bounds on what it may make the door wait for (uvicorn)
+listening.py              where the doors of the network listen
 http_door.py              the HTTP server on its thread
 grpc_methods.py           the methods of the gRPC service, from bytes to bytes
 grpc_door.py              which gRPC door there is

@@ -19,8 +19,6 @@
 
 /* shared_memory_layout.py says what these are. */
 enum { RING = 4, DONE = 5, MESSAGE_BYTES = 1024, ID_BYTES = 128, NAME_BYTES = 64, REQUEST_BYTES = 192 };
-/* Values above which other threads may run meanwhile. */
-enum { LONG_COPY = 1 << 14 };
 /* Where the arrays of all slots lie in a region's rooms. */
 enum { HEADERS, INPUTS, SCORES, FEATURES, ROOMS };
 
@@ -132,14 +130,7 @@ static PyObject *take(PyObject *module, PyObject *const *args, Py_ssize_t count)
     }
     float *target = PyArray_DATA(copy), *source = PyArray_DATA(room);
     Py_ssize_t values = PyArray_SIZE(copy);
-    int within;
-    if (values > LONG_COPY) {
-        Py_BEGIN_ALLOW_THREADS
-        within = copy_and_check(target, source, values, (float)least, (float)most);
-        Py_END_ALLOW_THREADS
-    } else {
-        within = copy_and_check(target, source, values, (float)least, (float)most);
-    }
+    int within = copy_and_check(target, source, values, (float)least, (float)most);
     return Py_BuildValue("HIKNNO", head.slot, head.sequence, (unsigned long long)request.deadline_ns, id, copy,
                          within ? Py_True : Py_False);
 }

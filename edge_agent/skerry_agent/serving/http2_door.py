@@ -12,7 +12,6 @@ in the other doors. Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -20,7 +19,6 @@ import socket
 import threading
 import time
 
-from skerry_agent.errors import DeviceError
 from skerry_agent.serving.grpc_methods import MESSAGE_LIMIT, SERVICE, CallError, GrpcMethods, Method, Status
 from skerry_agent.serving.http2 import (
     CompressionError,
@@ -31,6 +29,7 @@ from skerry_agent.serving.http2 import (
     new_connection,
     timeout_seconds,
 )
+from skerry_agent.serving.listening import listen
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +45,6 @@ REQUEST_SECONDS = 20.0
 SWEEP_SECONDS = 1.0
 #: How long answers may take to go at shutdown, and the thread to end (s).
 DRAIN_SECONDS = 5.0
-_BACKLOG = 128
 _EVENTS = 64
 
 
@@ -114,7 +112,8 @@ class Http2Door:
         self._request_ns = int(request_seconds * 1e9)
         self._clients: dict[int, _Client] = {}
         self._held = 0
-        self._listener = _listen(host, port)
+        self._listener = listen(host, port, door="gRPC", setting="grpc_port")
+        self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._poll = select.epoll()
@@ -342,21 +341,3 @@ def _remaining_us(request: Request) -> float | None:
     except ValueError as error:
         raise CallError(Status.INVALID_ARGUMENT, str(error)) from error
     return None if allowed_s is None else allowed_s * 1e6 - (time.monotonic_ns() - request.begun_ns) / 1000
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            listener.close()
-        raise DeviceError(
-            f"the gRPC door cannot listen on {host} port {port} ({error.strerror})",
-            remedy="free the port, or set grpc_port to 0",
-        ) from error
-    return listener

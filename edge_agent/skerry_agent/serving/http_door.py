@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import threading
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from skerry_agent.serving.http_app import Application
 from skerry_agent.serving.http_body import Receive
 from skerry_agent.serving.http_infer import Scope, Send
 from skerry_agent.serving.http_protocol import BoundedProtocol, sweep
+from skerry_agent.serving.listening import listen
 
 #: How long requests under way may take at shutdown (s).
 DRAIN_SECONDS = 5.0
@@ -43,19 +43,7 @@ class HttpDoor:
         self, app: Application, *, host: str, port: int, protocol: type[BoundedProtocol] = BoundedProtocol
     ) -> None:
         self._protocol = protocol
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # With protocol 0 asyncio would not switch Nagle's algorithm off, and every answer would wait 40 ms.
-        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((host, port))
-            self._socket.listen(128)
-        except OSError as error:
-            self._socket.close()
-            raise DeviceError(
-                f"the HTTP door cannot listen on {host} port {port} ({error.strerror})",
-                remedy="free the port, or set http_port to 0",
-            ) from error
+        self._socket = listen(host, port, door="HTTP", setting="http_port")
         self.port: int = self._socket.getsockname()[1]
         # uvicorn warns of each bad request: clients that send them would fill the log.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

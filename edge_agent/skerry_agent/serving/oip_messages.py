@@ -14,6 +14,7 @@ from skerry_agent.engine.prediction import Prediction
 from skerry_agent.serving.call import Array, InferAnswer, InferCall, check_deadline
 from skerry_agent.serving.oip_json import DEADLINE, NAMES, RUNG, VARIANT, check_tensor_header
 from skerry_contract.oip import open_inference_pb2 as oip
+from skerry_contract.wire import encode_varint
 
 #: Typed contents: datatype to the field of InferTensorContents that holds it.
 _CONTENTS = {
@@ -36,6 +37,8 @@ PLAIN_REQUESTS = 64
 PLAIN_HEAD_BYTES = 4096
 #: Tags of the fields ``id`` and ``raw_output_contents`` of an answer.
 _ID, _RAW = b"\x1a", b"\x32"
+#: Tag of ``raw_input_contents`` of a request.
+_RAW_INPUT = b"\x3a"
 
 
 def decode_request(request: oip.ModelInferRequest) -> InferCall:
@@ -121,8 +124,7 @@ class PlainRequests:
             return
         head = data[: len(data) - len(raw)]
         # The last field is these values, and not something else that ends with the same bytes.
-        field = oip.ModelInferRequest(raw_input_contents=[raw]).SerializeToString()
-        if len(head) > PLAIN_HEAD_BYTES or not data.endswith(field):
+        if len(head) > PLAIN_HEAD_BYTES or not head.endswith(_RAW_INPUT + encode_varint(len(raw))):
             return
         if len(self._by_size) >= PLAIN_REQUESTS:
             self._by_size.clear()
@@ -136,8 +138,8 @@ def encode_plain(spec: ModelSpec, prediction: Prediction) -> bytes:
     head = _plain_head(*form, spec.scores.name, scores.shape, spec.features.name, features.shape)
     name = prediction.request_id.encode()
     first, second = scores.tobytes(), features.tobytes()
-    outputs = (_RAW, _varint(len(first)), first, _RAW, _varint(len(second)), second)
-    return b"".join((head, _ID, _varint(len(name)), name, *outputs))
+    outputs = (_RAW, encode_varint(len(first)), first, _RAW, encode_varint(len(second)), second)
+    return b"".join((head, _ID, encode_varint(len(name)), name, *outputs))
 
 
 @functools.lru_cache(maxsize=64)
@@ -158,17 +160,6 @@ def _plain_head(
     response.outputs.add(name=scores, datatype="FP32", shape=scores_shape)
     response.outputs.add(name=features, datatype="FP32", shape=features_shape)
     return response.SerializeToString()
-
-
-@functools.lru_cache(maxsize=256)
-def _varint(value: int) -> bytes:
-    """Base-128, as protobuf writes lengths (protobuf.dev/programming-guides/encoding)."""
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
 
 
 def _raw(tensor: oip.ModelInferRequest.InferInputTensor, data: bytes, field: str) -> Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import functools
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,9 +37,6 @@ MESSAGE_BYTES = 1024
 
 _ALIGN = 64
 _PAGE = 4096
-
-#: What headers are read from and written to.
-Memory = mmap.mmap | memoryview
 
 HEAD = struct.Struct("<HHI")
 _HELLO = struct.Struct("<HHI4sHHI")
@@ -292,7 +288,7 @@ def decode_refused(data: bytes) -> tuple[int, str]:
     return fields[5], text(fields[7])
 
 
-def write_request(memory: Memory, offset: int, header: RequestHeader) -> None:
+def write_request(memory: memoryview, offset: int, header: RequestHeader) -> None:
     """Write the request header; what follows it up to :data:`REQUEST_BYTES` is not read."""
     request_id = header.request_id.encode()
     _REQUEST.pack_into(
@@ -300,7 +296,7 @@ def write_request(memory: Memory, offset: int, header: RequestHeader) -> None:
     )
 
 
-def read_request(memory: Memory, offset: int) -> RequestHeader:
+def read_request(memory: memoryview, offset: int) -> RequestHeader:
     """A copy of the request header, each field read once; raises SchemaError for an id that is none."""
     rows, id_bytes, input_bytes, deadline_ns, _, raw = _REQUEST.unpack_from(memory, offset)
     if not id_bytes:
@@ -316,7 +312,7 @@ def read_request(memory: Memory, offset: int) -> RequestHeader:
     return RequestHeader(rows, input_bytes, deadline_ns, request_id)
 
 
-def write_answer(memory: Memory, offset: int, header: AnswerHeader) -> None:
+def write_answer(memory: memoryview, offset: int, header: AnswerHeader) -> None:
     """Write the answer header; the text of an error only if there is one."""
     status, rows, latency_us, rung, request_id, release_id, variant, error = header
     _ANSWER.pack_into(
@@ -334,7 +330,7 @@ def write_answer(memory: Memory, offset: int, header: AnswerHeader) -> None:
         _ERROR.pack_into(memory, offset + _ANSWER.size, cut_text(error, ERROR_BYTES))
 
 
-def read_answer(memory: Memory, offset: int) -> AnswerHeader:
+def read_answer(memory: memoryview, offset: int) -> AnswerHeader:
     """A copy of the answer header."""
     status, rows, latency_us, rung, request_id, release_id, variant = _ANSWER.unpack_from(memory, offset)
     error = text(_ERROR.unpack_from(memory, offset + _ANSWER.size)[0]) if status else ""

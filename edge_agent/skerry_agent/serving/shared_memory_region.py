@@ -25,7 +25,7 @@ from skerry_agent.serving.shared_memory_layout import (
     write_answer,
     write_request,
 )
-from skerry_agent.serving.slots import Rooms
+from skerry_agent.serving.slots import Rooms, outputs
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -57,16 +57,15 @@ class ServerRegion:
             os.close(self.descriptor)
             raise
         self._map[: len(names)] = names
-        self._starts = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
         self.rooms = _rooms(self._map, geometry)
 
     def read_header(self, slot: int) -> RequestHeader:
         """A copy of the request header, read once; raises SchemaError."""
-        return read_request(self._map, self._starts[slot])
+        return read_request(self.rooms.headers[slot].data, 0)
 
     def write_header(self, slot: int, header: AnswerHeader) -> None:
         """Write an answer header."""
-        write_answer(self._map, self._starts[slot] + REQUEST_BYTES, header)
+        write_answer(self.rooms.headers[slot].data, REQUEST_BYTES, header)
 
     def close(self) -> None:
         """Give the memory back; the client keeps what it has mapped."""
@@ -103,24 +102,19 @@ class ClientRegion:
             os.close(descriptor)
         names = bytes(self._map[: g.names_bytes]).decode(errors="replace")
         self.classes = tuple(names.split("\0")[:-1])
-        self._starts = [g.slot_offset(slot) for slot in range(g.slots)]
         self.rooms = _rooms(self._map, g)
 
     def write_header(self, slot: int, header: RequestHeader) -> None:
         """Write the request header."""
-        write_request(self._map, self._starts[slot], header)
+        write_request(self.rooms.headers[slot].data, 0, header)
 
     def read_header(self, slot: int) -> AnswerHeader:
         """The answer header."""
-        return read_answer(self._map, self._starts[slot] + REQUEST_BYTES)
+        return read_answer(self.rooms.headers[slot].data, REQUEST_BYTES)
 
     def outputs(self, slot: int, rows: int) -> tuple[Floats, Floats]:
         """Copies of scores [rows, classes] and features [rows, F], read-only."""
-        scores: Floats = self.rooms.scores[slot][:rows].copy()
-        features: Floats = self.rooms.features[slot][:rows].copy()
-        scores.flags.writeable = False
-        features.flags.writeable = False
-        return scores, features
+        return outputs(self.rooms, slot, rows)
 
     def close(self) -> None:
         """Unmap."""

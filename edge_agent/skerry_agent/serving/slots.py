@@ -11,7 +11,9 @@ input (float32 [rows, ...]), for scores (float32 [rows, classes]) and features (
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -40,6 +42,9 @@ from skerry_agent.serving.shared_memory_layout import (
 Taken = tuple[int, int, int, str, Floats, bool]
 
 
+#: What is asked: slot, sequence number, rows, deadline (ns; 0: none), request id, and the input unless it lies in the
+#: slot already.
+Question = tuple[int, int, int, int, str, Floats | None]
 #: An answer: scores [rows, classes] and features [rows, F] as read-only copies, latency (us), rung, request id, release
 #: id, variant.
 Answered = tuple[Floats, Floats, float, int, str, str, str]
@@ -142,11 +147,8 @@ class PythonSlots:
         """See :class:`Slots`."""
         if not rooms.headers:
             raise ValueError("no such slot")
-        with socket.socket(fileno=descriptor) as connection:
-            try:
-                message = connection.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
-            finally:
-                connection.detach()
+        with _borrowed(descriptor) as connection:
+            message = connection.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
         if len(message) != HEAD.size:
             return message
         kind, slot, sequence = HEAD.unpack(message)
@@ -193,11 +195,8 @@ class PythonSlots:
         rooms.features[slot][:rows] = features
         header = AnswerHeader(Status.OK, rows, latency_us, rung, request_id, release_id, variant)
         write_answer(rooms.headers[slot].data, REQUEST_BYTES, header)
-        with socket.socket(fileno=descriptor) as connection:
-            try:
-                connection.send(HEAD.pack(Kind.DONE, slot, sequence), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-            finally:
-                connection.detach()
+        with _borrowed(descriptor) as connection:
+            connection.send(HEAD.pack(Kind.DONE, slot, sequence), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def ask(
         self,
@@ -221,21 +220,33 @@ class PythonSlots:
         if x is not None:
             room[:rows] = x
         write_request(memory, 0, RequestHeader(rows, input_bytes, deadline_ns, request_id))
-        with socket.socket(fileno=descriptor) as connection:
-            try:
-                connection.send(HEAD.pack(Kind.RING, slot, sequence), socket.MSG_NOSIGNAL)
-                message = connection.recv(MESSAGE_BYTES)
-            finally:
-                connection.detach()
+        with _borrowed(descriptor) as connection:
+            connection.send(HEAD.pack(Kind.RING, slot, sequence), socket.MSG_NOSIGNAL)
+            message = connection.recv(MESSAGE_BYTES)
         header = read_answer(memory, REQUEST_BYTES)
         if message != HEAD.pack(Kind.DONE, slot, sequence) or header.status != Status.OK:
             return message
         if header.rows > len(room):
             raise ValueError("the answer has more rows than the slot")
-        scores: Floats = rooms.scores[slot][: header.rows].copy()
-        features: Floats = rooms.features[slot][: header.rows].copy()
-        seal(scores, features)
-        return (scores, features, *header[2:7])
+        return (*outputs(rooms, slot, header.rows), *header[2:7])
+
+
+def outputs(rooms: Rooms, slot: int, rows: int) -> tuple[Floats, Floats]:
+    """Copies of scores [rows, classes] and features [rows, F] in a slot, read-only."""
+    scores: Floats = rooms.scores[slot][:rows].copy()
+    features: Floats = rooms.features[slot][:rows].copy()
+    seal(scores, features)
+    return scores, features
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor that somebody else closes."""
+    connection = socket.socket(fileno=descriptor)
+    try:
+        yield connection
+    finally:
+        connection.detach()
 
 
 def _best() -> tuple[Slots, bool]:
